@@ -1,0 +1,10 @@
+module github.com/peerws/peerws
+
+go 1.26
+
+require (
+	github.com/gobwas/ws v1.5.0
+	github.com/huin/goupnp v1.3.1
+	github.com/jackpal/go-nat-pmp v1.1.0
+	golang.org/x/sync v0.24.0
+)
