@@ -1,6 +1,6 @@
 module github.com/peerws/peerws
 
-go 1.26
+go 1.26.0
 
 require (
 	github.com/gobwas/ws v1.5.0
@@ -8,3 +8,5 @@ require (
 	github.com/jackpal/go-nat-pmp v1.1.0
 	golang.org/x/sync v0.24.0
 )
+
+require github.com/gobwas/httphead v0.1.0 // indirect

@@ -1,0 +1,2 @@
+// Package peerws lets any program be a WebSocket peer.
+package peerws

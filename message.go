@@ -1,0 +1,318 @@
+package peerws
+
+import (
+	"strconv"
+	"unicode/utf8"
+)
+
+// This file is the protocol core: bytes in, events out, for both roles. It
+// knows no socket, clock, lock or goroutine, so it is tested with bytes alone.
+//
+// The reader's side is a core: it takes a block of received bytes, finds the
+// frames in it and hands out messages as windows into that very block. Only a
+// message that did not arrive in one piece is copied, once, into a buffer of
+// its own. The writer's side is the append functions at the end.
+
+// MessageType tells text from binary. Its zero value is no type: sending such a
+// message is an error.
+type MessageType uint8
+
+const (
+	Text   MessageType = 1 // UTF-8, checked in both directions (RFC 6455 §8.1)
+	Binary MessageType = 2
+)
+
+func (t MessageType) String() string {
+	switch t {
+	case Text:
+		return "text"
+	case Binary:
+		return "binary"
+	}
+	return "MessageType(" + strconv.Itoa(int(t)) + ")"
+}
+
+// A Message is one WebSocket message. Who owns Data is said where a Message is
+// passed: in OnMessage it is loaned, from Read it is the caller's, and Send
+// never keeps it.
+type Message struct {
+	Type MessageType
+	Data []byte
+}
+
+// Violations found by the core. Their texts go to the peer.
+var (
+	errMasked       = &ProtocolError{StatusProtocolError, "frame from the listening side is masked"}
+	errUnmasked     = &ProtocolError{StatusProtocolError, "frame from the dialling side is not masked"}
+	errRSV          = &ProtocolError{StatusProtocolError, "reserved bit set without an extension"}
+	errContinuation = &ProtocolError{StatusProtocolError, "continuation frame without a message"}
+	errInterleaved  = &ProtocolError{StatusProtocolError, "new message inside a fragmented one"}
+	errUTF8         = &ProtocolError{StatusInvalidPayload, "text is not UTF-8"}
+	errCloseLength  = &ProtocolError{StatusProtocolError, "close frame of one byte"}
+	errCloseCode    = &ProtocolError{StatusProtocolError, "close code that must not be sent"}
+	errCloseUTF8    = &ProtocolError{StatusInvalidPayload, "close reason is not UTF-8"}
+)
+
+// Limits that the core enforces. Negative means none.
+type coreLimits struct {
+	maxMessage   int64 // bytes over all fragments: 1009
+	maxFragments int   // frames of one message: 1008
+}
+
+// An eventKind tells what a core found.
+type eventKind uint8
+
+const (
+	evNone    eventKind = iota // nothing complete: more bytes are needed
+	evMessage                  // op opText or opBinary, data the message
+	evPing                     // data the payload to echo
+	evPong                     // data the payload
+	evClose                    // code (StatusNoStatusReceived if absent), data the reason
+	evFail                     // err: fail the connection with its code; the core is spent
+)
+
+// An event is what next found. data is loaned: it lies in the block given to
+// next, or in the core until release.
+type event struct {
+	kind eventKind
+	op   opcode
+	code StatusCode
+	data []byte
+	err  error // *ProtocolError or *LimitError
+}
+
+// A core is the receiving half of one endpoint. It is owned by whoever reads
+// the connection. Between messages it holds no memory but itself.
+type core struct {
+	client bool // we dialled: the peer's frames must not be masked
+	limits *coreLimits
+	part   *partial // the message that is arriving in pieces, or nil
+}
+
+// A partial is a message that has begun and is not complete: its earlier
+// frames, or the arrived part of its current one.
+type partial struct {
+	op     opcode  // of the first frame
+	frames int     // so far, the current one included
+	buf    *buffer // the payload that has arrived, unmasked
+	utf8   utf8Checker
+
+	// The current frame. Between two frames left is 0 and fin false.
+	fin    bool
+	masked bool
+	key    [4]byte
+	size   int64 // payload length of the frame
+	left   int64 // bytes of it that have not arrived
+}
+
+// idle reports whether no message is half received.
+func (c *core) idle() bool { return c.part == nil }
+
+// next looks for one event at the start of b and returns it with the number of
+// bytes it used, which the caller must not show again. evNone with n < len(b)
+// means that the rest is the beginning of a header or control frame: at most
+// 14 + 125 bytes, to be shown again with more behind it.
+//
+// next unmasks in place, so b is changed.
+func (c *core) next(b []byte) (ev event, n int) {
+	if c.part != nil && c.part.left > 0 {
+		p := b[:min(c.part.left, int64(len(b)))]
+		c.part.append(p)
+		return c.arrived(len(p)), len(p)
+	}
+	h, n, perr := parseHeader(b)
+	if perr != nil {
+		return event{kind: evFail, err: perr}, 0
+	}
+	if n == 0 {
+		return event{}, 0
+	}
+	if err := c.check(h); err != nil {
+		return event{kind: evFail, err: err}, 0
+	}
+	whole := h.length <= int64(len(b)-n)
+	end := int64(n) + h.length // used only if whole, so it cannot overflow
+	if h.op.isControl() {
+		if !whole {
+			return event{}, 0
+		}
+		p := b[n:end]
+		if h.masked {
+			mask(p, h.key, 0)
+		}
+		return controlEvent(h.op, p), int(end)
+	}
+	if whole && h.fin && h.op != opContinuation {
+		p := b[n:end:end]
+		if h.masked {
+			mask(p, h.key, 0)
+		}
+		if h.op == opText && !utf8.Valid(p) {
+			return event{kind: evFail, err: errUTF8}, 0
+		}
+		return event{kind: evMessage, op: h.op, data: p}, int(end)
+	}
+	c.begin(h)
+	if h.length == 0 {
+		return c.arrived(0), n
+	}
+	p := b[n:]
+	if whole {
+		p = p[:h.length]
+	}
+	c.part.append(p)
+	return c.arrived(len(p)), n + len(p)
+}
+
+// check holds a header against role, state and limits.
+func (c *core) check(h header) error {
+	switch {
+	case h.rsv != 0:
+		return errRSV
+	case c.client && h.masked:
+		return errMasked
+	case !c.client && !h.masked:
+		return errUnmasked
+	case h.op.isControl():
+		return nil
+	case h.op == opContinuation && c.part == nil:
+		return errContinuation
+	case h.op != opContinuation && c.part != nil:
+		return errInterleaved
+	}
+	var have int64
+	if c.part != nil {
+		have = int64(c.part.buf.len())
+		if c.limits.maxFragments >= 0 && c.part.frames >= c.limits.maxFragments {
+			return &LimitError{Option: "MaxFragments", Limit: int64(c.limits.maxFragments), Size: int64(c.part.frames) + 1, Code: StatusPolicyViolation}
+		}
+	}
+	most := c.limits.maxMessage
+	if most < 0 {
+		most = maxInt // what one slice can hold
+	}
+	if h.length > most-have {
+		size := have + h.length
+		if size < 0 {
+			size = 0
+		}
+		return &LimitError{Option: "MaxMessageSize", Limit: c.limits.maxMessage, Size: size, Code: StatusMessageTooBig}
+	}
+	return nil
+}
+
+const maxInt = int64(^uint(0) >> 1)
+
+// controlEvent turns a complete, unmasked control frame into its event.
+func controlEvent(op opcode, p []byte) event {
+	switch op {
+	case opPing:
+		return event{kind: evPing, data: p}
+	case opPong:
+		return event{kind: evPong, data: p}
+	}
+	switch len(p) { // Close, §5.5.1
+	case 0:
+		return event{kind: evClose, code: StatusNoStatusReceived}
+	case 1:
+		return event{kind: evFail, err: errCloseLength}
+	}
+	code := StatusCode(p[0])<<8 | StatusCode(p[1])
+	if !code.validOnWire() {
+		return event{kind: evFail, err: errCloseCode}
+	}
+	if !utf8.Valid(p[2:]) {
+		return event{kind: evFail, err: errCloseUTF8}
+	}
+	return event{kind: evClose, code: code, data: p[2:]}
+}
+
+// begin starts a frame that is not a whole message lying in the block.
+func (c *core) begin(h header) {
+	if c.part == nil {
+		c.part = newPartial()
+		c.part.op = h.op
+	}
+	p := c.part
+	p.frames++
+	p.fin, p.masked, p.key = h.fin, h.masked, h.key
+	p.size, p.left = h.length, h.length
+}
+
+// arrived accounts for the last n payload bytes of the part's buffer, masked
+// as they came.
+func (c *core) arrived(n int) event {
+	p := c.part
+	b := p.buf.bytes()
+	b = b[len(b)-n:]
+	if p.masked {
+		mask(b, p.key, p.size-p.left)
+	}
+	p.left -= int64(n)
+	if p.op == opText && !p.utf8.write(b) {
+		return event{kind: evFail, err: errUTF8}
+	}
+	if p.left > 0 || !p.fin {
+		return event{}
+	}
+	if p.op == opText && !p.utf8.complete() {
+		return event{kind: evFail, err: errUTF8}
+	}
+	return event{kind: evMessage, op: p.op, data: p.buf.bytes()}
+}
+
+// directMin is the number of bytes still missing from a frame above which they
+// are read straight into the message's own buffer and not through a block.
+const directMin = 16 << 10
+
+// space returns where the missing payload of a large frame is to be read to,
+// nil if it shall come through next. The buffer grows with what has arrived,
+// never with what was announced.
+func (c *core) space() []byte {
+	if c.part == nil || c.part.left < directMin {
+		return nil
+	}
+	return c.part.space()
+}
+
+// filled accounts for n bytes read into space.
+func (c *core) filled(n int) event {
+	c.part.buf.extend(n)
+	return c.arrived(n)
+}
+
+// release gives the buffer of a message that was handed out, or of one that
+// will never be complete, back. The event's data is no longer valid.
+func (c *core) release() {
+	if p := c.part; p != nil {
+		c.part = nil
+		p.free()
+	}
+}
+
+// appendFrame appends one frame with the payload p, masked with a fresh key if
+// client is set (§5.3). p is only read.
+func appendFrame(dst []byte, op opcode, p []byte, client bool) []byte {
+	h := header{fin: true, op: op, length: int64(len(p)), masked: client}
+	if client {
+		h.key = newMaskKey()
+	}
+	dst = appendHeader(dst, h)
+	at := len(dst)
+	dst = append(dst, p...)
+	if client {
+		mask(dst[at:], h.key, 0)
+	}
+	return dst
+}
+
+// appendClose appends a Close frame. Code 0 stands for none.
+func appendClose(dst []byte, code StatusCode, reason string, client bool) []byte {
+	if code == 0 {
+		return appendFrame(dst, opClose, nil, client)
+	}
+	var p [maxControlSize]byte
+	p[0], p[1] = byte(code>>8), byte(code)
+	n := 2 + copy(p[2:], reason)
+	return appendFrame(dst, opClose, p[:n], client)
+}

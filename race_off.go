@@ -1,0 +1,8 @@
+//go:build !race
+
+package peerws
+
+const (
+	poison   = false
+	raceMode = false
+)

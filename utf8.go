@@ -1,0 +1,42 @@
+package peerws
+
+import "unicode/utf8"
+
+// A utf8Checker checks text that arrives in pieces and says no at the first
+// byte that cannot be right (RFC 6455 §8.1), also when the character is still
+// incomplete. Its zero value is ready.
+type utf8Checker struct {
+	carry [utf8.UTFMax]byte // the beginning of a character cut off at the end of the last piece
+	n     uint8
+}
+
+// write takes the next piece.
+func (u *utf8Checker) write(p []byte) bool {
+	for u.n > 0 && len(p) > 0 {
+		u.carry[u.n] = p[0]
+		u.n++
+		p = p[1:]
+		// FullRune calls a sequence full as soon as it is complete or wrong.
+		if c := u.carry[:u.n]; utf8.FullRune(c) {
+			if r, size := utf8.DecodeRune(c); r == utf8.RuneError && size == 1 {
+				return false
+			}
+			u.n = 0
+		}
+	}
+	// Look for a character cut off at the end: its first byte is one of the last three.
+	for i := len(p) - 1; i >= 0 && i >= len(p)-(utf8.UTFMax-1); i-- {
+		if !utf8.RuneStart(p[i]) {
+			continue
+		}
+		if !utf8.FullRune(p[i:]) {
+			u.n = uint8(copy(u.carry[:], p[i:]))
+			p = p[:i]
+		}
+		break
+	}
+	return utf8.Valid(p)
+}
+
+// complete reports whether the text may end here.
+func (u *utf8Checker) complete() bool { return u.n == 0 }
