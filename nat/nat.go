@@ -1,3 +1,22 @@
+// Package nat opens a TCP port on the gateway between this machine and the
+// Internet, keeps it open, and says why when it cannot.
+//
+// A [Mapper] speaks one protocol (NAT-PMP, UPnP IGD; PCP has its place in the
+// list and comes later), or several behind one face: [Any]. A [Manager] keeps
+// one mapping alive with it and explains the outcome in a [Diagnosis].
+//
+//	m := nat.NewManager(nat.ManagerConfig{Mapper: nat.Any(), Internal: local})
+//	defer m.Close()
+//
+// What is trusted: the gateway of the default route, and nothing else more
+// than needed. Descriptions are fetched only from the address that answered
+// or from that gateway, without redirects, proxies or names to resolve, and
+// every answer has a size and a time limit.
+//
+// # Limitations
+//
+// Only IPv4 and TCP. A gateway's reboot and a change of network are noticed
+// when a renewal fails, not at once.
 package nat
 
 import (
@@ -32,7 +51,8 @@ type Mapper interface {
 type Request struct {
 	// Internal is the address and TCP port peers are to be forwarded to. Its
 	// family chooses the family of the mapping. An unspecified address
-	// (0.0.0.0) stands for whichever of our addresses faces the gateway.
+	// (0.0.0.0, or :: of a socket for both families) stands for whichever of
+	// our IPv4 addresses faces the gateway.
 	Internal netip.AddrPort
 
 	// External is the external port we would like, 0 for the same as the
@@ -40,15 +60,28 @@ type Request struct {
 	External uint16
 
 	// Lifetime is how long the mapping shall live without renewal, 0 for the
-	// protocol's default.
+	// protocol's default (NAT-PMP 7200 s, UPnP 3600 s).
 	Lifetime time.Duration
 
-	// Description names the mapping in the gateway's own pages.
+	// Description names the mapping in the gateway's own pages. Protocols
+	// that show one keep its ASCII letters, digits, spaces and dashes, at
+	// most 32 of them, and see to it that the port is part of it.
 	Description string
 
 	// Previous is the lease to renew, nil for a new mapping. It keeps its
 	// external port where the gateway allows.
 	Previous *Lease
+}
+
+// external is the external port to ask for.
+func (r Request) external() uint16 {
+	switch {
+	case r.Previous != nil && r.Previous.External.Port() != 0:
+		return r.Previous.External.Port()
+	case r.External != 0:
+		return r.External
+	}
+	return r.Internal.Port()
 }
 
 // A Lease is a granted mapping. It is a value and never changes: a renewal
@@ -61,5 +94,8 @@ type Lease struct {
 	Gateway  netip.Addr     // who granted it; invalid for a static one
 	Obtained time.Time      // when, with the monotonic clock
 
-	token any // what the Mapper that made it needs to renew or delete it
+	// reassert, when not 0, is how long the gateway is believed to keep the
+	// mapping unasked, whatever it granted.
+	reassert time.Duration
+	token    any // what the Mapper that made it needs to renew or delete it
 }

@@ -1,0 +1,137 @@
+package nat
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// A Diagnosis explains to a person whether peers outside can reach us.
+type Diagnosis struct {
+	// Code is for programs, one of:
+	//
+	//	public      reachable: our own address is a public one
+	//	mapped      the gateway forwards a port of its public address to us; not yet verified from outside
+	//	no-gateway  no gateway answered in any protocol
+	//	refused     the gateway answered and does not want to
+	//	wan-down    the gateway has no Internet address
+	//	double-nat  the gateway is itself behind another one
+	//	cgnat       the gateway is behind the provider's carrier-grade NAT (RFC 6598)
+	//	conflict    no external port could be had: taken, or the gateway's table is full
+	//	no-network  no default route
+	//	off         mapping is switched off
+	Code string
+
+	// Summary is one sentence.
+	Summary string
+
+	// Advice says what to do about it, empty if nothing.
+	Advice string
+}
+
+// The advice that several failures share.
+const (
+	adviceEnable = "Switch on UPnP, NAT-PMP or PCP in the router's settings, or forward the port there by hand. Guest networks and Wi-Fi isolation block these protocols."
+	adviceDouble = "Put the router in front into bridge mode, or forward the port on both; if the provider has no public IPv4 address for you, ask for one or use IPv6."
+)
+
+func diagnosePublic(own netip.Addr) Diagnosis {
+	return Diagnosis{
+		Code:    "public",
+		Summary: fmt.Sprintf("This machine has the public address %s itself, no router is in between.", own),
+		Advice:  "If peers cannot connect, look at this machine's own firewall.",
+	}
+}
+
+// diagnoseLease explains a mapping that was made.
+func diagnoseLease(l Lease) Diagnosis {
+	ext := l.External
+	switch {
+	case l.Via == "static":
+		return Diagnosis{
+			Code:    "mapped",
+			Summary: fmt.Sprintf("Port %d was forwarded by hand; not yet verified from outside.", ext.Port()),
+		}
+	case !ext.Addr().IsValid() || ext.Addr().IsUnspecified():
+		return Diagnosis{
+			Code:    "wan-down",
+			Summary: fmt.Sprintf("The router forwards port %d but has no Internet address of its own.", ext.Port()),
+			Advice:  "Look whether the router is connected to the Internet.",
+		}
+	case isSharedNAT(ext.Addr()):
+		return Diagnosis{
+			Code:    "cgnat",
+			Summary: fmt.Sprintf("The port is mapped, but the router's own address %s is behind the provider's carrier-grade NAT.", ext.Addr()),
+			Advice:  "Ask the provider for a public IPv4 address, or use IPv6.",
+		}
+	case !isGlobal(ext.Addr()):
+		return Diagnosis{
+			Code:    "double-nat",
+			Summary: fmt.Sprintf("The port is mapped, but the router's own address %s is a private one: it is behind another router.", ext.Addr()),
+			Advice:  adviceDouble,
+		}
+	}
+	return Diagnosis{
+		Code:    "mapped",
+		Summary: fmt.Sprintf("The router forwards %s to us (%s); not yet verified from outside.", ext, l.Via),
+	}
+}
+
+// diagnose explains why there is no mapping.
+func diagnose(err error) Diagnosis {
+	if errors.Is(err, errOff) {
+		return Diagnosis{
+			Code:    "off",
+			Summary: "Port mapping is switched off.",
+		}
+	}
+	switch kindOf(err) {
+	case NoNetwork:
+		return Diagnosis{
+			Code:    "no-network",
+			Summary: "This machine has no default route: it is not connected to a network that leads anywhere.",
+			Advice:  "Connect it to a network.",
+		}
+	case Refused:
+		return Diagnosis{
+			Code:    "refused",
+			Summary: "The router answered and refuses to forward the port.",
+			Advice:  "Allow this machine and this port in the router's UPnP or NAT-PMP settings, take a port above 1024, or forward it by hand.",
+		}
+	case Malformed:
+		return Diagnosis{
+			Code:    "refused",
+			Summary: "The router answered, but not in a way that could be understood.",
+			Advice:  "Update the router's firmware, or forward the port by hand.",
+		}
+	case AddressMismatch:
+		return Diagnosis{
+			Code:    "double-nat",
+			Summary: "The router is connected but has no public address: it is behind another router or the provider's NAT.",
+			Advice:  adviceDouble,
+		}
+	case WANDown:
+		return Diagnosis{
+			Code:    "wan-down",
+			Summary: "The router says it has no usable Internet address.",
+			Advice:  "Look whether the router is connected to the Internet; if it is, it is behind another router.",
+		}
+	case Conflict:
+		return Diagnosis{
+			Code:    "conflict",
+			Summary: "The router has given the port, and those tried instead, to others.",
+			Advice:  "Take another port, or remove old forwards in the router's settings.",
+		}
+	case NoResources:
+		return Diagnosis{
+			Code:    "conflict",
+			Summary: "The router has no room for another forwarded port.",
+			Advice:  "Remove old forwards in the router's settings, or restart it.",
+		}
+	}
+	return Diagnosis{
+		Code:    "no-gateway",
+		Summary: "No router answered when asked to forward the port.",
+		Advice:  adviceEnable,
+	}
+}

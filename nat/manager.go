@@ -1,0 +1,342 @@
+package nat
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A ManagerConfig says what a Manager is to keep open. Only Mapper and
+// Internal are needed.
+type ManagerConfig struct {
+	// Mapper is asked for the mapping; nil is None().
+	Mapper Mapper
+
+	// Internal is the address the listener is bound to. An unspecified
+	// address stands for whichever of ours faces the gateway.
+	Internal netip.AddrPort
+
+	// External is the external port wished for, 0 for the same as the
+	// internal one. Once granted, a port is asked for again and again.
+	External uint16
+
+	// Description names the mapping in the gateway's own pages.
+	Description string
+
+	// Lifetime is how long a mapping shall live unrenewed, 0 for the
+	// protocol's default.
+	Lifetime time.Duration
+
+	// OnChange is told of every change a user of the mapping can see: it is
+	// settled, made, lost, somewhere else, or explained differently; a mere
+	// renewal is none. It is called on the manager's goroutine, one call at a
+	// time, with no lock held; while it runs, nothing is renewed. It must not
+	// call Close, nor wait for somebody who does. nil = nobody is told.
+	OnChange func(Status)
+
+	// Logger gets what happens; nil is silent.
+	Logger *slog.Logger
+}
+
+// A Status is a snapshot of what a Manager has reached.
+type Status struct {
+	Settled   bool      // the first asking is over, well or badly
+	Leases    []Lease   // what is mapped now
+	Diagnosis Diagnosis // what that means; zero until Settled
+	Err       error     // the last failure; nil when the last asking went well
+}
+
+// same reports whether a user sees no difference between s and t.
+func (s Status) same(t Status) bool {
+	return s.Settled == t.Settled && s.Diagnosis == t.Diagnosis && errText(s.Err) == errText(t.Err) &&
+		slices.EqualFunc(s.Leases, t.Leases, func(a, b Lease) bool {
+			return a.Internal == b.Internal && a.External == b.External && a.Via == b.Via && a.Gateway == b.Gateway
+		})
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// The keeper's clock.
+const (
+	// One asking, rediscovery included, is over after this.
+	askTimeout = 30 * time.Second
+
+	// A renewal comes at a random point between 1/2 and 5/8 of the granted
+	// time, then at 3/4 and 7/8, never less than 4 s apart (RFC 6887 §11.2.1
+	// has the same points; RFC 6886 §3.3 begins at half).
+	minRenewGap = 4 * time.Second
+
+	// A mapping that was granted for ever is asserted again this often, and
+	// believed for this long after the last answer.
+	permanentReassert = 20 * time.Minute
+	permanentValidity = time.Hour
+
+	// No lease is believed to live longer than this.
+	maxLifetime = 24 * time.Hour
+
+	// Close gives the mapping back within this, or leaves it to expire.
+	closeTimeout = 2 * time.Second
+)
+
+// backoff is the pause after the first, second, ... failed asking in a row;
+// the last one repeats. ±20 % of chance is added, so that the programs of a
+// house do not all come back at once after a power cut.
+var backoff = [...]time.Duration{30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute}
+
+// A Manager keeps one mapping: it asks for it, renews it in time, asks again
+// when it was lost, and gives it back at Close. All methods are safe for
+// concurrent use.
+type Manager struct {
+	c      ManagerConfig // not changed after NewManager
+	log    *slog.Logger
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when the goroutine is gone
+	err    error         // of giving the mapping back; written before done is closed
+
+	mu     sync.Mutex
+	status Status
+}
+
+// errClosing is the cause of the end of the keeper's context.
+var errClosing = errors.New("nat: manager closed")
+
+// NewManager starts to ask for the mapping on a goroutine of its own and
+// returns at once.
+func NewManager(c ManagerConfig) *Manager {
+	if c.Mapper == nil {
+		c.Mapper = None()
+	}
+	m := &Manager{c: c, log: c.Logger, done: make(chan struct{})}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	var ctx context.Context
+	ctx, m.cancel = context.WithCancelCause(context.Background())
+	go m.keep(ctx)
+	return m
+}
+
+// Status is how things stand now.
+func (m *Manager) Status() Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.status
+	s.Leases = slices.Clone(s.Leases)
+	return s
+}
+
+// Close stops keeping the mapping and gives it back to the gateway, which is
+// allowed 2 s to take it. The error is that of giving it back; the mapping
+// then ends with its lifetime. Close waits for an OnChange that is running,
+// and none is called after it has returned; so it must not be called inside
+// OnChange. Every call after the first waits likewise and returns the same.
+func (m *Manager) Close() error {
+	m.cancel(errClosing)
+	<-m.done
+	return m.err
+}
+
+// keeper is the state of the goroutine, nobody else's.
+type keeper struct {
+	lease    *Lease // held, nil if none
+	port     uint16 // the external port granted last: asked for again, also after a loss
+	failures int    // askings that failed in a row
+}
+
+// keep is the manager's goroutine: it alone talks to the Mapper and to
+// OnChange.
+func (m *Manager) keep(ctx context.Context) {
+	defer close(m.done)
+	k := keeper{port: m.c.External}
+	for {
+		wait := m.ask(ctx, &k)
+		if wait < 0 {
+			<-ctx.Done()
+			break
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	m.release(&k)
+}
+
+// ask makes or renews the mapping once and returns how long to wait before
+// the next time, negative for ever.
+func (m *Manager) ask(ctx context.Context, k *keeper) time.Duration {
+	if k.lease != nil && time.Since(k.lease.Obtained) >= validity(*k.lease) {
+		m.log.Warn("port mapping expired", "external", k.lease.External, "via", k.lease.Via)
+		k.lease = nil
+		s := m.Status()
+		m.publish(ctx, Status{Settled: true, Diagnosis: diagnose(s.Err), Err: s.Err})
+	}
+
+	// A public address of our own needs no mapping, and there is nobody in
+	// front of it who could make one.
+	if own, ok := m.c.Mapper.(ownAddresser); ok {
+		if a := own.ownAddr(m.c.Internal.Addr()); isGlobal(a) {
+			m.drop(ctx, k)
+			m.publish(ctx, Status{Settled: true, Diagnosis: diagnosePublic(a)})
+			return jitter(backoff[len(backoff)-1])
+		}
+	}
+
+	call, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	l, err := m.c.Mapper.Map(call, Request{
+		Internal:    m.c.Internal,
+		External:    k.port,
+		Lifetime:    m.c.Lifetime,
+		Description: m.c.Description,
+		Previous:    k.lease,
+	})
+	if err == nil {
+		return m.granted(ctx, k, l)
+	}
+	if ctx.Err() != nil {
+		return 0
+	}
+	if errors.Is(err, errOff) {
+		m.publish(ctx, Status{Settled: true, Diagnosis: diagnose(err)})
+		return -1
+	}
+	return m.failed(ctx, k, err)
+}
+
+// granted takes a new lease over and returns when to renew it.
+func (m *Manager) granted(ctx context.Context, k *keeper, l Lease) time.Duration {
+	if l.Obtained.IsZero() {
+		l.Obtained = time.Now()
+	}
+	l.Lifetime = min(max(l.Lifetime, 0), maxLifetime)
+	if k.lease == nil || k.lease.External != l.External {
+		m.log.Info("port mapped", "external", l.External, "internal", l.Internal, "via", l.Via, "gateway", l.Gateway, "lifetime", l.Lifetime)
+	} else {
+		m.log.Debug("port mapping renewed", "external", l.External, "via", l.Via, "lifetime", l.Lifetime)
+	}
+	k.lease, k.port, k.failures = &l, l.External.Port(), 0
+	m.publish(ctx, Status{Settled: true, Leases: []Lease{l}, Diagnosis: diagnoseLease(l)})
+	return max(time.Until(l.Obtained.Add(firstRenewal(l, rand.Float64()))), minRenewGap)
+}
+
+// failed notes a failed asking and returns when to try again. A lease that
+// has not expired is kept: the gateway may have been restarted with it, and
+// giving the address up early helps nobody.
+func (m *Manager) failed(ctx context.Context, k *keeper, err error) time.Duration {
+	k.failures++
+	wait := jitter(backoff[min(k.failures, len(backoff))-1])
+	if e, ok := errors.AsType[*Error](err); ok && e.RetryAfter > wait {
+		wait = min(e.RetryAfter, 30*time.Minute)
+	}
+	m.log.Warn("port mapping failed", "err", err, "failures", k.failures, "retry", wait)
+
+	s := Status{Settled: true, Diagnosis: diagnose(err), Err: err}
+	if k.lease != nil {
+		age, life := time.Since(k.lease.Obtained), validity(*k.lease)
+		if age < life {
+			s.Leases, s.Diagnosis = []Lease{*k.lease}, diagnoseLease(*k.lease)
+			wait = min(wait, nextRenewal(age, life))
+		}
+	}
+	m.publish(ctx, s)
+	return wait
+}
+
+// publish makes s the status and tells OnChange if a user can see a change.
+func (m *Manager) publish(ctx context.Context, s Status) {
+	m.mu.Lock()
+	same := m.status.same(s)
+	m.status = s
+	m.mu.Unlock()
+	if same || m.c.OnChange == nil || ctx.Err() != nil {
+		return
+	}
+	s.Leases = slices.Clone(s.Leases)
+	m.c.OnChange(s)
+}
+
+// drop gives a lease back that is needed no more while the keeper goes on.
+func (m *Manager) drop(ctx context.Context, k *keeper) {
+	if k.lease == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	if err := m.c.Mapper.Unmap(ctx, *k.lease); err != nil {
+		m.log.Debug("port mapping not given back", "err", err)
+	}
+	k.lease = nil
+}
+
+// release gives the lease back at the end. The keeper's context is over by
+// then, so this has its own.
+func (m *Manager) release(k *keeper) {
+	m.mu.Lock()
+	m.status.Leases = nil
+	m.mu.Unlock()
+	if k.lease == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if m.err = m.c.Mapper.Unmap(ctx, *k.lease); m.err != nil {
+		m.log.Warn("port mapping not given back", "external", k.lease.External, "via", k.lease.Via, "err", m.err)
+		return
+	}
+	m.log.Info("port mapping given back", "external", k.lease.External, "via", k.lease.Via)
+}
+
+// validity is how long after it was obtained a lease is believed.
+func validity(l Lease) time.Duration {
+	if l.Lifetime == 0 {
+		return permanentValidity
+	}
+	return l.Lifetime
+}
+
+// firstRenewal is when after it was obtained a lease is renewed, for a
+// random r in [0, 1).
+func firstRenewal(l Lease, r float64) time.Duration {
+	life := validity(l)
+	at := life/2 + time.Duration(r*float64(life/8))
+	limit := l.reassert
+	if l.Lifetime == 0 && limit == 0 {
+		limit = permanentReassert
+	}
+	if limit > 0 {
+		at = min(at, limit*7/8+time.Duration(r*float64(limit/8)))
+	}
+	return at
+}
+
+// nextRenewal is how long to wait, at that age, for the next of the points at
+// which a failed renewal is tried again: 3/4 and 7/8 of its life, and its end.
+func nextRenewal(age, life time.Duration) time.Duration {
+	for _, at := range []time.Duration{life / 4 * 3, life / 8 * 7} {
+		if at-age >= minRenewGap {
+			return at - age
+		}
+	}
+	return max(life-age, 0)
+}
+
+// jitter is d ±20 %.
+func jitter(d time.Duration) time.Duration {
+	return d*4/5 + time.Duration(rand.Float64()*float64(d*2/5))
+}
