@@ -97,6 +97,56 @@ func (e *Error) Unwrap() error { return e.Err }
 // Timeout reports whether the failure is that no answer came, as in net.Error.
 func (e *Error) Timeout() bool { return e.Kind == Timeout }
 
+// fill completes an *Error that deeper code began, or wraps err in one of kind.
+func fill(mapper, op string, gateway netip.Addr, kind Kind, code int, err error) *Error {
+	e := Error{Kind: kind, Code: code, Err: err}
+	if inner, ok := err.(*Error); ok && inner.Mapper == "" {
+		e = *inner
+	}
+	e.Mapper, e.Op = mapper, op
+	if !e.Gateway.IsValid() {
+		e.Gateway = gateway
+	}
+	return &e
+}
+
+// malformed is the beginning of an *Error about an answer without sense.
+func malformed(format string, args ...any) error {
+	return &Error{Kind: Malformed, Err: fmt.Errorf(format, args...)}
+}
+
+// telling makes one error of several askings: its kind is the one that says
+// most about why there is no mapping, in the order of a diagnosis. An answer
+// beats silence, and the special beats the general.
+func telling(mapper, op string, errs []error) *Error {
+	var best *Error
+	for _, err := range errs {
+		if e, ok := errors.AsType[*Error](err); ok && (best == nil || e.Kind.weight() > best.Kind.weight()) {
+			best = e
+		}
+	}
+	if best == nil {
+		return &Error{Mapper: mapper, Op: op, Kind: NoGateway, Err: errors.Join(errs...)}
+	}
+	if len(errs) == 1 && best.Mapper == mapper {
+		return best
+	}
+	e := *best
+	e.Mapper, e.Op, e.Err = mapper, op, errors.Join(errs...)
+	return &e
+}
+
+// weight orders kinds by how much they explain.
+func (k Kind) weight() int {
+	order := [...]Kind{NoGateway, Timeout, Unsupported, NoNetwork, Malformed, Conflict, NoResources, WANDown, AddressMismatch, Refused, Canceled}
+	for i, o := range order {
+		if o == k {
+			return i
+		}
+	}
+	return -1
+}
+
 // kindOf is err's Kind, 0 if it is no *Error.
 func kindOf(err error) Kind {
 	if e, ok := errors.AsType[*Error](err); ok {

@@ -1,0 +1,226 @@
+package nat
+
+import (
+	"cmp"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// A route is a default route for IPv4.
+type route struct {
+	gateway netip.Addr // invalid on a point-to-point link, which needs none
+	iface   string     // name of the interface, "" if only the index is known
+	index   int        // index of the interface, 0 if only the name is known
+	metric  int        // the smaller one is used
+}
+
+// A link is a gateway and the address of ours that it sees.
+type link struct {
+	gateway netip.Addr
+	local   netip.Addr
+}
+
+// A host is what the mappers ask of the machine they run on. Tests put a
+// loopback one in its place.
+type host struct {
+	// routes lists the default routes. An error means it cannot be known
+	// here, which is not the same as there being none.
+	routes func() ([]route, error)
+
+	// source is the address this machine would send from to dst.
+	source func(dst netip.Addr) (netip.Addr, error)
+
+	// prefixes lists the directly connected IPv4 subnets, with our address in each.
+	prefixes func() ([]netip.Prefix, error)
+
+	// loopback allows gateways and ourselves on loopback: for tests.
+	loopback bool
+}
+
+func systemHost() host {
+	return host{routes: defaultRoutes, source: sourceFor, prefixes: localPrefixes}
+}
+
+// maxGateways bounds how many gateways are asked at once.
+const maxGateways = 4
+
+var (
+	errNoRoute  = errors.New("no default route")
+	errNoSource = errors.New("no address of our own faces the gateway")
+	errIPv6     = errors.New("only IPv4 addresses can be mapped")
+	errLoopback = errors.New("the listener is bound to loopback, where no gateway can forward to")
+	errNoPort   = errors.New("the internal port is 0")
+	errForeign  = errors.New("the lease was not made by this mapper")
+)
+
+// links lists the gateways to ask for a listener bound to bound, the
+// preferred one first. Where the system does not say which they are, the
+// first address of each private subnet is guessed: harmless, as it counts
+// only if it answers.
+func (h host) links(bound netip.Addr) ([]link, error) {
+	bound = bound.Unmap()
+	switch {
+	case bound.IsValid() && !bound.IsUnspecified() && !bound.Is4():
+		return nil, &Error{Kind: Unsupported, Err: errIPv6}
+	case bound.IsLoopback() && !h.loopback:
+		return nil, &Error{Kind: Unsupported, Err: errLoopback}
+	}
+	var gateways []netip.Addr
+	routes, err := h.routes()
+	if err != nil {
+		gateways = h.guess()
+	} else {
+		slices.SortStableFunc(routes, func(a, b route) int { return cmp.Compare(a.metric, b.metric) })
+		for _, r := range routes {
+			if r.gateway.IsValid() && !slices.Contains(gateways, r.gateway) {
+				gateways = append(gateways, r.gateway)
+			}
+		}
+		err = errNoRoute
+	}
+	var links []link
+	for _, g := range gateways[:min(len(gateways), maxGateways)] {
+		if l, e := h.link(g, bound); e == nil {
+			links = append(links, l)
+		} else {
+			err = e
+		}
+	}
+	if len(links) == 0 {
+		return nil, &Error{Kind: NoNetwork, Err: err}
+	}
+	return links, nil
+}
+
+// link is the link to one gateway for a listener bound to bound.
+func (h host) link(gateway, bound netip.Addr) (link, error) {
+	local := bound.Unmap()
+	if !local.IsValid() || local.IsUnspecified() {
+		var err error
+		if local, err = h.source(gateway); err != nil {
+			return link{}, err
+		}
+		local = local.Unmap()
+	}
+	if !local.Is4() || local.IsUnspecified() || local.IsLoopback() && !h.loopback {
+		return link{}, errNoSource
+	}
+	return link{gateway: gateway, local: local}, nil
+}
+
+// guess is the first address of each private subnet we are on.
+func (h host) guess() []netip.Addr {
+	prefixes, err := h.prefixes()
+	if err != nil {
+		return nil
+	}
+	var all []netip.Addr
+	for _, p := range prefixes {
+		first := p.Masked().Addr().Next()
+		if p.Addr().IsPrivate() && p.Bits() < 31 && first != p.Addr() && !slices.Contains(all, first) {
+			all = append(all, first)
+		}
+	}
+	return all
+}
+
+// ownAddr is the address by which this machine leaves its network: bound if
+// that is one, else the one that faces the first gateway, else, on a
+// point-to-point link, the one of its interface. Invalid if there is none.
+func (h host) ownAddr(bound netip.Addr) netip.Addr {
+	if bound = bound.Unmap(); bound.IsValid() && !bound.IsUnspecified() {
+		if bound.Is4() {
+			return bound
+		}
+		return netip.Addr{} // IPv6 has no NAT to speak of; it comes with PCP
+	}
+	if links, err := h.links(bound); err == nil {
+		return links[0].local
+	}
+	routes, err := h.routes()
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, r := range routes {
+		if a := interfaceAddr(r); a.IsValid() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// interfaceAddr is the IPv4 address of a route's interface.
+func interfaceAddr(r route) netip.Addr {
+	var i *net.Interface
+	var err error
+	if r.iface != "" {
+		i, err = net.InterfaceByName(r.iface)
+	} else {
+		i, err = net.InterfaceByIndex(r.index)
+	}
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, p := range interfacePrefixes(i) {
+		return p.Addr()
+	}
+	return netip.Addr{}
+}
+
+// sourceFor asks the system by connecting a UDP socket, which sends nothing.
+// Unlike a look at the interfaces it follows the routing, VPNs and second
+// addresses included.
+func sourceFor(dst netip.Addr) (netip.Addr, error) {
+	c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, 9)))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
+}
+
+// localPrefixes lists the IPv4 subnets of all interfaces that are up.
+func localPrefixes() ([]netip.Prefix, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Prefix
+	for _, i := range interfaces {
+		if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagLoopback == 0 {
+			all = append(all, interfacePrefixes(&i)...)
+		}
+	}
+	return all, nil
+}
+
+func interfacePrefixes(i *net.Interface) []netip.Prefix {
+	addrs, err := i.Addrs()
+	if err != nil {
+		return nil
+	}
+	var all []netip.Prefix
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		ip, ok := netip.AddrFromSlice(n.IP)
+		if ip = ip.Unmap(); !ok || !ip.Is4() {
+			continue
+		}
+		ones, _ := n.Mask.Size()
+		all = append(all, netip.PrefixFrom(ip, ones))
+	}
+	return all
+}
+
+// checkInternal refuses what no protocol could forward to.
+func checkInternal(a netip.AddrPort) error {
+	if a.Port() == 0 {
+		return &Error{Kind: Unsupported, Err: errNoPort}
+	}
+	return nil
+}
