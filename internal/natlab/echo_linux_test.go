@@ -23,15 +23,25 @@ const (
 	stopLimit   = 5 * time.Second  // from the signal to the end, mapping removed
 )
 
-// buildEcho compiles the program under test.
-func buildEcho(t *testing.T) string {
-	t.Helper()
-	Need(t)
+func TestEcho(t *testing.T) {
+	Need(t, python, "upnpc")
+	t.Parallel()
 	bin := filepath.Join(t.TempDir(), "echo")
-	if out, err := exec.Command("go", "build", "-o", bin, "../../examples/echo").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../examples/echo").CombinedOutput(); err != nil {
 		t.Fatalf("building examples/echo: %v\n%s", err, out)
 	}
-	return bin
+	for name, test := range map[string]func(t *testing.T, echo string){
+		"Gateway":          testGateway,
+		"Programs":         testPrograms,
+		"NoMapping":        testNoMapping,
+		"StopWhileAsking":  testStopWhileAsking,
+		"GatewayLeftAlone": testGatewayLeftAlone,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, bin)
+		})
+	}
 }
 
 // A public is what echo printed about its address outside.
@@ -61,7 +71,7 @@ func awaitPublic(t *testing.T, p *Program) public {
 	}
 	p.Await(t, listenLimit, "listening")
 	p.Await(t, listenLimit, "reachability mapped: ")
-	t.Logf("%.2f s from start to: %s", took.Seconds(), line)
+	t.Logf("%s: %.2f s from start to %s", t.Name(), took.Seconds(), line)
 	return public{fields[1], fields[3], addr}
 }
 
@@ -72,7 +82,7 @@ func stopped(t *testing.T, p *Program, s syscall.Signal) {
 	if err != nil {
 		t.Errorf("echo ended with %v after %v, want exit code 0", err, s)
 	}
-	t.Logf("%.2f s from %v to the exit", took.Seconds(), s)
+	t.Logf("%s: %.2f s from %v to the exit", t.Name(), took.Seconds(), s)
 }
 
 func noRules(t *testing.T, l *Lab) {
@@ -117,10 +127,9 @@ asyncio.run(main())
 // Debian's own interpreter, which sees Debian's websockets package.
 const python = "/usr/bin/python3"
 
-func TestEchoThroughGateway(t *testing.T) {
-	Need(t, python)
-	t.Parallel()
-	echo := buildEcho(t)
+// Through each kind of gateway peers outside reach the address that is
+// printed, and the forward ends with the program.
+func testGateway(t *testing.T, echo string) {
 	for _, c := range []struct {
 		name   string
 		config Config
@@ -172,8 +181,8 @@ func TestEchoThroughGateway(t *testing.T) {
 				t.Errorf("the connected peer: %v", err)
 			}
 			noRules(t, l)
-			if _, err := dialWS(l.WAN.Dial, outside.url); err == nil {
-				t.Error("a peer still gets in after the end")
+			if greeting, err := greet(l.WAN, outside.addr.String()); err == nil {
+				t.Errorf("a peer still gets in after the end: %q", greeting)
 			}
 		})
 	}
@@ -182,9 +191,7 @@ func TestEchoThroughGateway(t *testing.T) {
 // Two hosts wish for the same port, and a third program runs on the first
 // host: all are reachable at addresses of their own, and each takes only its
 // own mapping along.
-func TestEchoPrograms(t *testing.T) {
-	t.Parallel()
-	echo := buildEcho(t)
+func testPrograms(t *testing.T, echo string) {
 	for _, c := range []struct {
 		name   string
 		config Config
@@ -236,9 +243,7 @@ func TestEchoPrograms(t *testing.T) {
 
 // Where nobody can open the port, the program says so in a sentence, is
 // LISTENING soon all the same, and serves the LAN.
-func TestEchoWithoutMapping(t *testing.T) {
-	t.Parallel()
-	echo := buildEcho(t)
+func testNoMapping(t *testing.T, echo string) {
 	deny := []string{"deny 0-65535 0.0.0.0/0 0-65535"}
 	for _, c := range []struct {
 		name         string
@@ -264,7 +269,7 @@ func TestEchoWithoutMapping(t *testing.T) {
 			if _, sentence, ok := strings.Cut(line, ": "); !ok || !strings.HasSuffix(sentence, ".") {
 				t.Errorf("%q holds no sentence", line)
 			}
-			t.Logf("%.2f s from start to listening; %s", took.Seconds(), line)
+			t.Logf("%s: %.2f s from start to listening; %s", t.Name(), took.Seconds(), line)
 			converse(t, neighbour, lan)
 			noRules(t, l)
 			stopped(t, p, syscall.SIGTERM)
@@ -274,9 +279,7 @@ func TestEchoWithoutMapping(t *testing.T) {
 
 // Whenever the signal comes while the gateway is being asked, no forward is
 // left behind.
-func TestEchoStopsWhileAsking(t *testing.T) {
-	t.Parallel()
-	echo := buildEcho(t)
+func testStopWhileAsking(t *testing.T, echo string) {
 	for _, c := range []struct {
 		name   string
 		config Config
@@ -291,7 +294,7 @@ func TestEchoStopsWhileAsking(t *testing.T) {
 				p := l.LAN.Start(t, echo, "-port", "9000", "-nat")
 				p.Await(t, listenLimit, "lan ")
 				time.Sleep(wait * time.Millisecond)
-				t.Logf("after %d ms:", wait)
+				t.Logf("%s: %d ms after the first addresses", t.Name(), wait)
 				stopped(t, p, syscall.SIGTERM)
 				noRules(t, l)
 			}
@@ -300,10 +303,7 @@ func TestEchoStopsWhileAsking(t *testing.T) {
 }
 
 // Without -nat the gateway is not asked anything.
-func TestEchoLeavesGatewayAlone(t *testing.T) {
-	Need(t, "upnpc")
-	t.Parallel()
-	echo := buildEcho(t)
+func testGatewayLeftAlone(t *testing.T, echo string) {
 	l := New(t, Config{})
 	const watch = `iifname "lan0" meta l4proto { tcp, udp } counter`
 	l.Gateway.Run(t, "nft", "insert", "rule", "inet", "filter", "input", watch)

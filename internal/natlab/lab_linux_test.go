@@ -41,7 +41,7 @@ func TestLabForwards(t *testing.T) {
 			t.Parallel()
 			began := time.Now()
 			l := New(t, c.config)
-			t.Logf("lab up in %.2f s", time.Since(began).Seconds())
+			t.Logf("%s: %.2f s to build the lab", t.Name(), time.Since(began).Seconds())
 			ln, err := l.LAN.Listen(":9000")
 			if err != nil {
 				t.Fatal(err)

@@ -1,0 +1,240 @@
+#!/usr/bin/env bash
+# Every check of this project, on a Debian machine with Go, as root:
+#
+#	./test.sh          about ten minutes
+#	./test.sh -long    also the tests that take long, and more fuzzing
+#
+# It installs the Debian packages that are missing and stops at the first thing
+# that fails. Nothing is left out because something is missing: that is a
+# failure too.
+set -euo pipefail
+cd "$(dirname "$0")"
+exec </dev/null
+
+fuzztime=10s
+timeout=5m
+case "${1:-}" in
+'') ;;
+-long)
+	export PEERWS_LONG=1
+	fuzztime=2m
+	timeout=60m
+	;;
+*)
+	echo "usage: $0 [-long]" >&2
+	exit 2
+	;;
+esac
+
+# A bare environment has neither of these. ip, nft and miniupnpd live in sbin.
+export PATH="${PATH:-/usr/bin:/bin}:/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin"
+export HOME="${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}"
+# A clone that belongs to another user has no version that Go could stamp.
+export GOFLAGS="${GOFLAGS:-} -buildvcs=false"
+
+logs=$(mktemp -d)
+: >"$logs/results" # a line per test and run: PASS:, FAIL: or SKIP:, package, test
+
+# The last line is always the sum. Every failed step that is not a test counts
+# as one failure.
+finish() {
+	local status=$? passed failed
+	passed=$(grep -c '^PASS: [^ ]* [^/]*$' "$logs/results" || true)
+	failed=$(grep -c '^FAIL: [^ ]* [^/]*$' "$logs/results" || true)
+	if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
+		failed=1
+	fi
+	rm -rf "$logs"
+	printf '\n%d passed, %d failed\n' "$passed" "$failed"
+	exit "$status"
+}
+trap finish EXIT
+
+step() { printf '\n== %s (at %d s)\n' "$1" "$SECONDS"; }
+
+fail() {
+	printf 'test.sh: %s\n' "$1" >&2
+	exit 1
+}
+
+# silent fails when the command does, or when it prints anything.
+silent() {
+	local out status=0
+	out=$("$@" 2>&1) || status=$?
+	if [ "$status" -ne 0 ] || [ -n "$out" ]; then
+		printf '%s\n' "$out"
+		fail "'$*' has something to say"
+	fi
+}
+
+# gotest runs go test, shows a line per package, or everything after a failure,
+# and remembers each test's result. The log of the last run is $logs/last.
+gotest() {
+	local status=0 try
+	for try in 1 2 3; do
+		status=0
+		go test -v -timeout "$timeout" "$@" >"$logs/last" 2>&1 || status=$?
+		if [ "$status" -eq 0 ] || ! fuzzer_overran; then
+			break
+		fi
+		echo "the fuzzer missed its own deadline, try $try"
+	done
+	awk 'BEGIN { n = 0 }
+		/^ *--- (PASS|FAIL|SKIP): / { kind[n] = $2; name[n++] = $3 }
+		/^(ok|FAIL)[ \t]+[^ \t]/ { for (i = 0; i < n; i++) print kind[i], $2, name[i]; n = 0 }' \
+		"$logs/last" >>"$logs/results"
+	if [ "$status" -ne 0 ]; then
+		grep -vE '^=== (RUN|PAUSE|CONT|NAME) ' "$logs/last" || true
+		fail "go test $* failed"
+	fi
+	grep -E '^ok[[:space:]]' "$logs/last" || fail "go test $* tested no package"
+}
+
+# fuzzer_overran tells a race at the end of -fuzztime in Go before 1.27
+# (golang/go#75804) from a finding: no input, no test line, only the deadline.
+fuzzer_overran() {
+	grep -q '^fuzz: elapsed' "$logs/last" &&
+		grep -qx '    context deadline exceeded' "$logs/last" &&
+		! grep -qE 'Failing input|panic:|_test\.go:' "$logs/last"
+}
+
+# gated runs the tests that an environment variable asks for. There must be
+# some, and all must run.
+gated() {
+	local variable=$1
+	shift
+	export "$variable=1"
+	gotest -count=1 "$@"
+	unset "$variable"
+	grep -q '^--- PASS: ' "$logs/last" || fail "no test ran with $variable=1"
+	if grep -E '^ *--- SKIP: ' "$logs/last"; then
+		fail "tests were skipped although $variable=1 asks for them"
+	fi
+}
+
+# testdirs lists the packages whose tests contain the pattern.
+testdirs() {
+	{ grep -rlE --include='*_test.go' "$1" . || true; } | xargs -r -n 1 dirname | sort -u
+}
+
+apt() { timeout 900 apt-get -q -o DPkg::Lock::Timeout=300 "$@"; }
+
+step 'Tools'
+[ "$(id -u)" -eq 0 ] || fail 'must run as root: the tests make network namespaces'
+command -v go || fail 'Go is missing: https://go.dev/dl/'
+
+# missing names the packages of the tools this machine lacks.
+missing() {
+	local tool
+	while read -r tool package; do
+		command -v "$tool" >/dev/null || echo "$package"
+	done <<-END
+		ip iproute2
+		nft nftables
+		miniupnpd miniupnpd-nftables
+		upnpc miniupnpc
+		natpmpc natpmpc
+		gcc gcc
+		chromium chromium
+		node nodejs
+		npm npm
+	END
+	[ -e /usr/include/stdio.h ] || echo libc6-dev
+	[ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+	/usr/bin/python3 -c 'import websockets' 2>/dev/null || echo python3-websockets
+}
+
+mapfile -t packages < <(missing)
+if [ "${#packages[@]}" -gt 0 ]; then
+	echo "installing ${packages[*]}"
+	command -v apt-get >/dev/null || fail "missing, and this is no Debian to install them: ${packages[*]}"
+	export DEBIAN_FRONTEND=noninteractive
+	# Unlike dpkg's lock, the one of the package lists is not waited for.
+	for try in 1 2 3 4 5; do
+		apt update >"$logs/apt" 2>&1 && break
+		if [ "$try" -eq 5 ]; then
+			cat "$logs/apt"
+			fail 'apt-get update failed'
+		fi
+		sleep 15
+	done
+	if ! apt install -y --no-install-recommends "${packages[@]}" >"$logs/apt" 2>&1; then
+		tail -n 40 "$logs/apt"
+		fail "could not install ${packages[*]}"
+	fi
+	mapfile -t packages < <(missing)
+	[ "${#packages[@]}" -eq 0 ] || fail "still missing after the installation: ${packages[*]}"
+fi
+go version
+echo "node $(node --version)"
+
+step 'Format'
+silent gofmt -l .
+
+step 'Modules'
+go mod download
+go mod tidy -diff
+
+step 'Vet'
+go vet ./...
+GOOS=darwin go vet ./...
+GOOS=windows go vet ./...
+
+step 'Staticcheck'
+go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+step 'Go fix'
+silent go fix -diff ./...
+
+step 'Tests with the race detector'
+CGO_ENABLED=1 gotest -race ./...
+
+step 'Tests'
+gotest ./...
+
+step 'Real gateway'
+mapfile -t dirs < <({ echo ./internal/natlab && testdirs 'natlab\.(New|Need)\('; } | sort -u)
+# These tests wait more than they compute.
+gated PEERWS_LAB -parallel 8 "${dirs[@]}"
+grep -E ': [0-9.]+ s (from|to) ' "$logs/last" | sed 's/^ *[^ ]* //' | sort || true
+
+step 'Real browser'
+(cd internal/browsertest && npm ci --ignore-scripts --no-audit --no-fund)
+mapfile -t dirs < <(testdirs PEERWS_BROWSER)
+[ "${#dirs[@]}" -gt 0 ] || fail 'there is no browser test'
+gated PEERWS_BROWSER "${dirs[@]}"
+
+step 'Nothing was skipped everywhere'
+# A test may skip in one run (no root, the race detector) if another run has
+# passed it. Tests that only -long runs have Long in their name.
+never=$(awk '$1 == "PASS:" { passed[$2 " " $3] = 1 }
+	$1 == "SKIP:" { skipped[$2 " " $3] = 1 }
+	END { for (test in skipped) if (!passed[test]) print test }' "$logs/results")
+if [ -z "${PEERWS_LONG:-}" ]; then
+	never=$(grep -v Long <<<"$never" || true)
+fi
+if [ -n "$never" ]; then
+	printf '%s\n' "$never"
+	fail 'these tests ran nowhere'
+fi
+echo 'every test has run'
+
+step "Fuzzing, $fuzztime each"
+targets=0
+while read -r dir; do
+	for target in $(go test -list '^Fuzz' "$dir" | grep '^Fuzz' || true); do
+		echo "$dir $target"
+		gotest -run '^$' -fuzz "^$target\$" -fuzztime "$fuzztime" "$dir"
+		targets=$((targets + 1))
+	done
+done < <(testdirs '^func Fuzz')
+[ "$targets" -gt 0 ] || fail 'there is no fuzz target'
+
+step 'Benchmarks, once each'
+gotest -run '^$' -bench . -benchtime 1x .
+grep '^Benchmark.*ns/op' "$logs/last" || fail 'there is no benchmark'
+if [ -d bench ]; then
+	(cd bench && go vet ./...)
+fi
+
+printf '\nEverything passed in %d s.\n' "$SECONDS"
