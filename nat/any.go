@@ -1,5 +1,281 @@
 package nat
 
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
 // Any is the Mapper that asks in every protocol at once and uses the best one
-// that answers.
-func Any() Mapper { return None() }
+// that answers: NAT-PMP, else UPnP. Where one refuses, it tries the next; it
+// never holds a port through two at once, which on most gateways would be a
+// conflict with ourselves. Lease.Via names the one that was used, and renewals
+// go to it.
+func Any() Mapper {
+	h := systemHost()
+	return newAny(
+		// PCP (RFC 6887) will stand here, with wait 0.
+		candidate{mapper: newNATPMP(h), wait: 250 * time.Millisecond},
+		candidate{mapper: newUPnP(h, systemSearcher()), wait: time.Second},
+	)
+}
+
+// A candidate is one protocol of a composite, in order of preference.
+type candidate struct {
+	mapper Mapper
+
+	// wait is how long, from the start on, a good answer gives way to more
+	// preferred candidates that have not answered yet.
+	wait time.Duration
+}
+
+// A prober is a Mapper that can be asked, changing nothing, whether it would
+// work. One that is none is taken to work.
+type prober interface {
+	// probeExternal is the gateway's outside address, invalid if it has none.
+	probeExternal(ctx context.Context, r Request) (netip.Addr, error)
+
+	// forget drops what was discovered.
+	forget()
+}
+
+func newAny(candidates ...candidate) *anyMapper {
+	return &anyMapper{candidates: candidates, busy: semaphore.NewWeighted(1), known: -1}
+}
+
+type anyMapper struct {
+	candidates []candidate
+	busy       *semaphore.Weighted // one race at a time: who waits for it finds its outcome
+
+	mu    sync.Mutex
+	known int // the candidate that worked last, -1 if none
+}
+
+func (a *anyMapper) Name() string { return "any" }
+
+func (a *anyMapper) Map(ctx context.Context, r Request) (Lease, error) {
+	if p := r.Previous; p != nil {
+		l, err := a.renew(ctx, r)
+		if err == nil || ctx.Err() != nil {
+			return l, err
+		}
+		// From here on it is a new mapping, with the old external port if
+		// that can be had.
+		r.External, r.Previous = r.external(), nil
+	}
+
+	if l, err, ok := a.shortcut(ctx, r); ok {
+		return l, err
+	}
+	if err := a.busy.Acquire(ctx, 1); err != nil {
+		return Lease{}, &Error{Mapper: a.Name(), Op: "map", Kind: ctxKind(ctx), Err: err}
+	}
+	defer a.busy.Release(1)
+	if l, err, ok := a.shortcut(ctx, r); ok {
+		return l, err
+	}
+	return a.race(ctx, r)
+}
+
+// renew asks the protocol that made r.Previous.
+func (a *anyMapper) renew(ctx context.Context, r Request) (Lease, error) {
+	i := a.index(r.Previous.Via)
+	if i < 0 {
+		return Lease{}, &Error{Mapper: a.Name(), Op: "map", Kind: Unsupported, Err: errForeign}
+	}
+	m := a.candidates[i].mapper
+	l, err := m.Map(ctx, r)
+	if err == nil || ctx.Err() != nil {
+		return l, err
+	}
+	a.drop(i)
+	if !transport(err) {
+		// It is there and does not want to. The old mapping may live on, and
+		// would be in the way of another protocol.
+		_ = m.Unmap(ctx, *r.Previous)
+	}
+	return l, err
+}
+
+// shortcut maps through the protocol that worked last, without a race. ok is
+// false if there is none or it does not work any more.
+func (a *anyMapper) shortcut(ctx context.Context, r Request) (l Lease, err error, ok bool) {
+	a.mu.Lock()
+	i := a.known
+	a.mu.Unlock()
+	if i < 0 {
+		return Lease{}, nil, false
+	}
+	l, err = a.candidates[i].mapper.Map(ctx, r)
+	if err == nil || ctx.Err() != nil {
+		return l, err, true
+	}
+	a.drop(i)
+	return Lease{}, nil, false
+}
+
+// race asks everybody at once and maps through the best that answers.
+func (a *anyMapper) race(ctx context.Context, r Request) (Lease, error) {
+	probing, cancel := context.WithCancel(ctx)
+	answers := make(chan answer, len(a.candidates))
+	var wg sync.WaitGroup
+	defer wg.Wait() // nothing goes on behind the caller's back
+	defer cancel()
+	for i, c := range a.candidates {
+		p, ok := c.mapper.(prober)
+		if !ok {
+			answers <- answer{index: i}
+			continue
+		}
+		wg.Go(func() {
+			addr, err := p.probeExternal(probing, r)
+			answers <- answer{index: i, addr: addr, err: err}
+		})
+	}
+
+	b := ballot{candidates: a.candidates, start: time.Now(), answers: make([]*answer, len(a.candidates))}
+	var errs []error
+	for {
+		i, wait := b.choose(time.Since(b.start))
+		switch {
+		case i >= 0:
+			b.answers[i].used = true
+			l, err := a.candidates[i].mapper.Map(ctx, r)
+			if err == nil {
+				a.mu.Lock()
+				a.known = i
+				a.mu.Unlock()
+				return l, nil
+			}
+			errs = append(errs, err)
+			if ctx.Err() != nil {
+				return Lease{}, err
+			}
+			continue
+		case b.pending() == 0:
+			return Lease{}, telling(a.Name(), "map", errs)
+		}
+		var timer <-chan time.Time
+		if wait > 0 {
+			t := time.NewTimer(wait)
+			defer t.Stop()
+			timer = t.C
+		}
+		select {
+		case x := <-answers:
+			b.answers[x.index] = &x
+			if x.err != nil {
+				errs = append(errs, x.err)
+			}
+		case <-timer:
+		case <-ctx.Done():
+			return Lease{}, &Error{Mapper: a.Name(), Op: "map", Kind: ctxKind(ctx), Err: errors.Join(append(errs, ctx.Err())...)}
+		}
+	}
+}
+
+// An answer is what a candidate said in a race.
+type answer struct {
+	index int
+	addr  netip.Addr // outside address, invalid if it has none
+	err   error
+	used  bool // its mapping was tried already
+}
+
+// A ballot is the state of a race, free of clocks and calls.
+type ballot struct {
+	candidates []candidate
+	start      time.Time
+	answers    []*answer // nil = not yet
+}
+
+func (b *ballot) pending() (n int) {
+	for _, x := range b.answers {
+		if x == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// choose says which candidate to map through now, that long after the start,
+// or -1, and then how long that may change nothing but by an answer (0 = for
+// ever).
+func (b *ballot) choose(elapsed time.Duration) (index int, wait time.Duration) {
+	index = -1
+	better := false // a more preferred candidate is still to answer
+	for i, x := range b.answers {
+		if x == nil {
+			better = true
+			continue
+		}
+		if x.err != nil || x.used {
+			continue
+		}
+		if hold := b.candidates[i].wait - elapsed; better && hold > 0 {
+			return -1, hold
+		}
+		index = i
+		break
+	}
+	if index < 0 || isGlobal(b.answers[index].addr) {
+		return index, 0
+	}
+	// Its address leads nowhere. If another protocol's does, which happens
+	// with two gateways in one house, that one is better; if one may yet, it
+	// is worth the wait.
+	for i, x := range b.answers {
+		if x != nil && x.err == nil && !x.used && isGlobal(x.addr) {
+			return i, 0
+		}
+	}
+	if b.pending() > 0 {
+		return -1, 0
+	}
+	return index, 0
+}
+
+// Unmap gives the mapping back to the protocol that made it.
+func (a *anyMapper) Unmap(ctx context.Context, l Lease) error {
+	i := a.index(l.Via)
+	if i < 0 {
+		return &Error{Mapper: a.Name(), Op: "unmap", Gateway: l.Gateway, Kind: Unsupported, Err: errForeign}
+	}
+	return a.candidates[i].mapper.Unmap(ctx, l)
+}
+
+// index is the candidate of that name, -1 if there is none.
+func (a *anyMapper) index(name string) int {
+	for i, c := range a.candidates {
+		if c.mapper.Name() == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// drop forgets what was discovered, as it proved wrong.
+func (a *anyMapper) drop(i int) {
+	a.mu.Lock()
+	if a.known == i {
+		a.known = -1
+	}
+	a.mu.Unlock()
+	if p, ok := a.candidates[i].mapper.(prober); ok {
+		p.forget()
+	}
+}
+
+// ownAddr is that of the first candidate that knows one.
+func (a *anyMapper) ownAddr(bound netip.Addr) netip.Addr {
+	for _, c := range a.candidates {
+		if o, ok := c.mapper.(ownAddresser); ok {
+			return o.ownAddr(bound)
+		}
+	}
+	return netip.Addr{}
+}

@@ -1,0 +1,240 @@
+package nat
+
+import (
+	"bytes"
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/huin/goupnp"
+)
+
+// Limits on what a device may make us take in.
+const (
+	maxDescription = 256 << 10 // bytes of a device description
+	maxSOAP        = 64 << 10  // bytes of an answer to a call
+	maxDevices     = 16        // looked at in a description
+	maxServices    = 32        // looked at in a device
+
+	fetchTimeout = 3 * time.Second
+	soapTimeout  = 5 * time.Second
+)
+
+var (
+	errTooLarge  = errors.New("the answer is too large")
+	errElsewhere = errors.New("the device wants us to connect elsewhere")
+	errNoService = errors.New("the description has no WAN connection service")
+)
+
+// A tame is a RoundTripper for one call to one device: it connects to nobody
+// else, through no proxy, from the address the gateway knows us by; it takes
+// limited bytes, makes UTF-8 of them, and remembers what happened, since what
+// stands above it tells only part.
+type tame struct {
+	link   link
+	device netip.Addr
+	limit  int64
+
+	status int    // of the answer, 0 if there was none
+	body   []byte // of the answer
+	err    error  // why there was none
+}
+
+func (t *tame) RoundTrip(r *http.Request) (*http.Response, error) {
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.link.local, 0))}
+	h := http.Transport{
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			if a, err := netip.ParseAddrPort(address); err != nil || a.Addr() != t.device {
+				return nil, errElsewhere
+			}
+			return d.DialContext(ctx, "tcp4", address)
+		},
+		DisableKeepAlives:      true, // small devices have few connections to give
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 16 << 10,
+	}
+	res, err := h.RoundTrip(r)
+	if err != nil {
+		t.err = err
+		return nil, err
+	}
+	defer res.Body.Close()
+	t.status = res.StatusCode
+	b, err := io.ReadAll(io.LimitReader(res.Body, t.limit+1))
+	if err == nil && int64(len(b)) > t.limit {
+		err = malformed("%w", errTooLarge)
+	}
+	if err != nil {
+		t.err = err
+		return nil, err
+	}
+	t.body = plainXML(b)
+	res.Body, res.ContentLength = io.NopCloser(bytes.NewReader(t.body)), int64(len(t.body))
+	return res, nil
+}
+
+// client is an HTTP client over t that follows no redirects and keeps no cookies.
+func (t *tame) client(timeout time.Duration) http.Client {
+	return http.Client{
+		Transport:     t,
+		Timeout:       timeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// plainXML makes UTF-8 of a document in whatever its head declares. Only ASCII
+// matters to us, so all that is no UTF-8 is taken for Latin-1.
+func plainXML(b []byte) []byte {
+	b = bytes.TrimPrefix(b, []byte("\xef\xbb\xbf"))
+	if !utf8.Valid(b) {
+		u := make([]byte, 0, len(b)+len(b)/8)
+		for _, c := range b {
+			u = utf8.AppendRune(u, rune(c))
+		}
+		b = u
+	}
+	// Without the declaration, the decoder takes UTF-8 for granted.
+	head := bytes.TrimLeft(b, " \t\r\n")
+	if bytes.HasPrefix(head, []byte("<?xml")) {
+		if _, after, ok := bytes.Cut(head, []byte("?>")); ok {
+			b = after
+		}
+	}
+	return b
+}
+
+// describe fetches the description at h and returns its WAN connection services.
+func describe(ctx context.Context, h hit) ([]*service, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url.String(), nil)
+	if err != nil {
+		return nil, malformed("description: %w", err)
+	}
+	t := &tame{link: h.link, device: h.device, limit: maxDescription}
+	c := t.client(fetchTimeout)
+	res, err := c.Do(req)
+	if err != nil {
+		return nil, httpError(ctx, t, fmt.Errorf("description: %w", err))
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, &Error{Kind: NoGateway, Code: res.StatusCode, Err: fmt.Errorf("description: HTTP %s", res.Status)}
+	}
+	root, err := parseDevice(t.body)
+	if err != nil {
+		return nil, err
+	}
+	return findServices(root, h)
+}
+
+// parseDevice reads a description (UPnP Device Architecture 1.1 §2.3).
+func parseDevice(b []byte) (*goupnp.RootDevice, error) {
+	root := new(goupnp.RootDevice)
+	d := xml.NewDecoder(bytes.NewReader(plainXML(b)))
+	d.DefaultSpace = goupnp.DeviceXMLNamespace
+	d.Strict = false // bare ampersands in names of models are common
+	if err := d.Decode(root); err != nil {
+		return nil, malformed("description: %w", err)
+	}
+	return root, nil
+}
+
+// The services that map ports, the most capable first. The last two are those
+// of drafts older than the standard, still found in old devices.
+const (
+	urnIP2    = "urn:schemas-upnp-org:service:WANIPConnection:2"
+	urnIP1    = "urn:schemas-upnp-org:service:WANIPConnection:1"
+	urnPPP1   = "urn:schemas-upnp-org:service:WANPPPConnection:1"
+	urnOldIP  = "urn:dslforum-org:service:WANIPConnection:1"
+	urnOldPPP = "urn:dslforum-org:service:WANPPPConnection:1"
+)
+
+var serviceURNs = [...]string{urnIP2, urnIP1, urnPPP1, urnOldIP, urnOldPPP}
+
+// findServices lists the WAN connection services of a description, one for
+// each control URL, the most capable first. What the device called itself in
+// its answer does not matter: some that say :1 have :2, and the other way round.
+//
+// Control URLs are resolved against the place of the description. Its URLBase
+// serves only if it is on the same device, and an URL on another is none.
+func findServices(root *goupnp.RootDevice, h hit) ([]*service, error) {
+	base := *h.url
+	if u, host, err := checkLocation(strings.TrimSpace(root.URLBaseStr), h.device, h.device, true); err == nil && host == h.device && sameHost(root.URLBaseStr, h.device) {
+		base = *u
+	}
+	dev := newDevice(h)
+	var all []*service
+	devices := 0
+	root.Device.VisitDevices(func(d *goupnp.Device) {
+		if devices++; devices > maxDevices {
+			return
+		}
+		for i, s := range d.Services {
+			if i >= maxServices {
+				return
+			}
+			urn := strings.TrimSpace(s.ServiceType)
+			rank := slices.Index(serviceURNs[:], urn)
+			if rank < 0 {
+				continue
+			}
+			control, ok := resolveControl(&base, strings.TrimSpace(s.ControlURL.Str), h.device)
+			if ok {
+				all = append(all, &service{device: dev, urn: urn, control: *control, rank: rank})
+			}
+		}
+	})
+	slices.SortStableFunc(all, func(a, b *service) int { return a.rank - b.rank })
+	var unique []*service
+	for _, s := range all {
+		if !slices.ContainsFunc(unique, func(o *service) bool { return o.control == s.control }) {
+			unique = append(unique, s)
+		}
+	}
+	if len(unique) == 0 {
+		return nil, &Error{Kind: Unsupported, Err: errNoService}
+	}
+	return unique, nil
+}
+
+// resolveControl makes an absolute URL of a control URL that may be relative,
+// also without its leading slash.
+func resolveControl(base *url.URL, s string, device netip.Addr) (*url.URL, bool) {
+	if s == "" {
+		return nil, false
+	}
+	if !strings.Contains(s, "://") && !strings.HasPrefix(s, "/") {
+		s = "/" + s
+	}
+	ref, err := url.Parse(s)
+	if err != nil {
+		return nil, false
+	}
+	u, host, err := checkLocation(base.ResolveReference(ref).String(), device, device, true)
+	if err != nil || host != device || ref.Host != "" && !sameHost(s, device) {
+		return nil, false
+	}
+	return u, true
+}
+
+// sameHost reports whether a URL names the device's own address. It is for
+// what checkLocation would otherwise put right.
+func sameHost(s string, device netip.Addr) bool {
+	u, err := url.Parse(strings.TrimSpace(s))
+	if err != nil {
+		return false
+	}
+	a, err := netip.ParseAddr(u.Hostname())
+	return err == nil && a.Unmap() == device
+}

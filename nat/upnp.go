@@ -1,0 +1,397 @@
+package nat
+
+import (
+	"context"
+	"errors"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// UPnP is the Mapper for UPnP Internet Gateway Devices, version 1 and 2. Its
+// default lifetime is 3600 s; what a gateway grants without end is asserted
+// again all the same.
+func UPnP() Mapper { return newUPnP(systemHost(), systemSearcher()) }
+
+func newUPnP(h host, s searcher) *upnp {
+	return &upnp{host: h, searcher: s, patience: time.Second, grace: 200 * time.Millisecond}
+}
+
+type upnp struct {
+	host     host
+	searcher searcher
+
+	// A device that is not the default gateway is considered only this long
+	// after the start of a search.
+	patience time.Duration
+	// With a usable service at hand, better ones are waited for this long.
+	grace time.Duration
+
+	mu    sync.Mutex
+	known *service // the one that was used last, nil if none
+}
+
+const (
+	upnpLifetime = 3600 * time.Second
+
+	// The longest lease WANIPConnection:2 §2.3.16 allows, for gateways that
+	// refuse both an ordinary one and one without end.
+	upnpMaxLease = 604800 * time.Second
+
+	// Gateways drop mappings that carried no traffic, or all of them when
+	// their line comes back; so they are asserted more often than they end.
+	upnpReassert = 20 * time.Minute
+
+	// An outside address learned this recently is not asked for again.
+	upnpFresh = 5 * time.Second
+
+	// How many other external ports are tried when the wished one is taken.
+	maxAlternatives = 4
+)
+
+func (u *upnp) Name() string { return "upnp" }
+
+func (u *upnp) Map(ctx context.Context, r Request) (Lease, error) {
+	if err := checkInternal(r.Internal); err != nil {
+		return Lease{}, u.fail("map", netip.Addr{}, err)
+	}
+	links, err := u.host.links(r.Internal.Addr())
+	if err != nil {
+		return Lease{}, u.fail("map", netip.Addr{}, err)
+	}
+	if s := u.remembered(links, r.Previous); s != nil {
+		l, err := u.mapAt(ctx, s, r)
+		if err == nil || !transport(err) || ctx.Err() != nil {
+			return l, err
+		}
+		// Restarted behind another port, as likely as not: look for it now
+		// and not at the next renewal.
+		u.forget()
+	}
+	s, err := u.discover(ctx, "map", links)
+	if err != nil {
+		return Lease{}, err
+	}
+	return u.mapAt(ctx, s, r)
+}
+
+// remembered is the service of prev, else the known one, if it still is
+// behind one of our links.
+func (u *upnp) remembered(links []link, prev *Lease) *service {
+	u.mu.Lock()
+	s := u.known
+	u.mu.Unlock()
+	if prev != nil {
+		if t, ok := prev.token.(*service); ok {
+			s = t
+		}
+	}
+	if s == nil || !slices.Contains(links, s.device.hit.link) {
+		return nil
+	}
+	return s
+}
+
+// mapAt makes or renews the mapping at one service.
+func (u *upnp) mapAt(ctx context.Context, s *service, r Request) (Lease, error) {
+	gateway := s.device.hit.device
+	internal := netip.AddrPortFrom(s.device.hit.link.local, r.Internal.Port())
+
+	s.mu.Lock()
+	addr, stale := s.external, time.Since(s.asked) > upnpFresh
+	s.mu.Unlock()
+	if stale {
+		var err error
+		// A fault here is no verdict on the mapping; silence is.
+		if addr, err = s.externalAddr(ctx); err != nil && (transport(err) && codeOf(err) == 0 || ctx.Err() != nil) {
+			return Lease{}, u.fail("map", gateway, err)
+		}
+	}
+
+	obtained := time.Now()
+	m, err := u.obtain(ctx, s, internal, r)
+	if err != nil {
+		return Lease{}, u.fail("map", gateway, u.explain(ctx, s, addr, err))
+	}
+	u.mu.Lock()
+	u.known = s
+	u.mu.Unlock()
+	return Lease{
+		Internal: internal,
+		External: netip.AddrPortFrom(addr, m.external),
+		Lifetime: m.lease,
+		Via:      u.Name(),
+		Gateway:  gateway,
+		Obtained: obtained,
+		reassert: upnpReassert,
+		token:    s,
+	}, nil
+}
+
+// obtain finds an external port that can be had: the wished one, then a few
+// that follow from who and where we are, so that a program that is started
+// again meets its own old entries and not new ports.
+func (u *upnp) obtain(ctx context.Context, s *service, internal netip.AddrPort, r Request) (entry, error) {
+	first := r.external()
+	var failure error
+	for _, port := range append([]uint16{first}, alternatives(internal, s.device.hit.device)...) {
+		m, err := u.addPort(ctx, s, internal, port, r)
+		if err == nil {
+			return m, nil
+		}
+		if failure == nil || kindOf(err) != Conflict {
+			failure = err
+		}
+		if codeOf(err) == codeSamePorts && port != internal.Port() && first != internal.Port() {
+			// It maps a port only to the same one.
+			return u.addPort(ctx, s, internal, internal.Port(), r)
+		}
+		if kindOf(err) != Conflict {
+			break
+		}
+	}
+	return entry{}, failure
+}
+
+// addPort maps one external port, with whatever lease the gateway takes.
+func (u *upnp) addPort(ctx context.Context, s *service, internal netip.AddrPort, port uint16, r Request) (entry, error) {
+	description := describeMapping(r.Description, internal.Port())
+	s.mu.Lock()
+	anyPort := s.urn == urnIP2 && !s.noAny && r.Previous == nil
+	permanent, trusted := s.permanent, s.trusted
+	s.mu.Unlock()
+
+	lease := r.Lifetime
+	if lease <= 0 {
+		lease = upnpLifetime
+	}
+	lease = min(max(lease.Truncate(time.Second), time.Second), upnpMaxLease)
+	if permanent {
+		lease = 0
+	}
+	for {
+		var err error
+		got := port
+		if anyPort {
+			got, err = s.addAny(ctx, internal, port, description, lease)
+		} else {
+			err = s.add(ctx, internal, port, description, lease)
+		}
+		if err == nil {
+			if lease == 0 {
+				s.mu.Lock()
+				s.permanent = true
+				s.mu.Unlock()
+			}
+			m := entry{client: internal.Addr(), port: internal.Port(), external: got, lease: lease}
+			if trusted {
+				return m, nil
+			}
+			return u.verify(ctx, s, internal, m)
+		}
+		if ctx.Err() != nil {
+			u.undo(ctx, s, internal, port, r.Previous)
+			return entry{}, err
+		}
+		code := codeOf(err)
+		switch {
+		case anyPort && (code == codeInvalidAction || code == codeNotImplemented):
+			s.mu.Lock()
+			s.noAny = true
+			s.mu.Unlock()
+			anyPort = false
+		case lease > 0 && lease < upnpMaxLease && onlyPermanent(code):
+			lease = 0
+		case lease == 0 && code == codeInvalidArgs:
+			lease = upnpMaxLease
+		case code == codeConflict:
+			// Ours already, left by an earlier life or made in another
+			// protocol: take it over as it is.
+			if e, err := s.entry(ctx, port); err == nil && e.ours(internal) {
+				return e, nil
+			}
+			return entry{}, err
+		default:
+			return entry{}, err
+		}
+	}
+}
+
+// onlyPermanent reports whether a fault may mean that the gateway grants only
+// leases without end: 725 says so, the others are said instead of it.
+func onlyPermanent(code int) bool {
+	switch code {
+	case codeOnlyPermanent, codeInvalidArgs, codeActionFailed, codeHTTPServerError:
+		return true
+	}
+	return false
+}
+
+// verify looks once whether an accepted mapping is in the table: there are
+// gateways that say yes with a full one. Those that cannot tell are believed.
+func (u *upnp) verify(ctx context.Context, s *service, internal netip.AddrPort, m entry) (entry, error) {
+	e, err := s.entry(ctx, m.external)
+	switch {
+	case codeOf(err) == codeNoSuchEntry:
+		return entry{}, &Error{Kind: NoResources, Code: codeNoSuchEntry, Err: errors.New("the gateway accepted the mapping and does not have it")}
+	case err != nil:
+		return m, nil
+	case !e.ours(internal):
+		return entry{}, &Error{Kind: Conflict, Err: errors.New("the gateway accepted the mapping and has another one there")}
+	}
+	s.mu.Lock()
+	s.trusted = true
+	s.mu.Unlock()
+	if e.lease > 0 && (m.lease == 0 || e.lease < m.lease) {
+		m.lease = e.lease
+	}
+	return m, nil
+}
+
+// undo removes what a call that was broken off may have made. It runs after
+// the caller's context ended, so it has a short one of its own.
+func (u *upnp) undo(ctx context.Context, s *service, internal netip.AddrPort, port uint16, prev *Lease) {
+	if prev != nil {
+		return // the lease is still held; Unmap is for its owner to call
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if e, err := s.entry(ctx, port); err == nil && e.ours(internal) {
+		_ = s.remove(ctx, port)
+	}
+}
+
+// explain finds the reason behind a refusal that names none: a gateway
+// without an address of its own on the outside refuses everything. One that
+// says it is connected then is behind another NAT.
+func (u *upnp) explain(ctx context.Context, s *service, addr netip.Addr, err error) error {
+	switch codeOf(err) {
+	case codeActionFailed, codeHTTPServerError, codeInvalidArgs:
+	default:
+		return err
+	}
+	if isGlobal(addr) || ctx.Err() != nil {
+		return err
+	}
+	up, known := s.connected(ctx)
+	switch {
+	case known && up:
+		return &Error{Kind: AddressMismatch, Code: codeOf(err), Err: err}
+	case known || !addr.IsValid():
+		return &Error{Kind: WANDown, Code: codeOf(err), Err: err}
+	}
+	return err
+}
+
+// Unmap deletes the mapping if it still is ours, by DeletePortMapping.
+func (u *upnp) Unmap(ctx context.Context, l Lease) error {
+	s, ok := l.token.(*service)
+	if !ok || l.Via != u.Name() {
+		return u.fail("unmap", l.Gateway, &Error{Kind: Unsupported, Err: errForeign})
+	}
+	err := u.unmapAt(ctx, s, l)
+	if transport(err) && ctx.Err() == nil {
+		// Restarted since the last renewal: its mapping may have survived.
+		u.forget()
+		if links, e := u.host.links(l.Internal.Addr()); e == nil {
+			if s, e := u.discover(ctx, "unmap", links); e == nil {
+				err = u.unmapAt(ctx, s, l)
+			}
+		}
+	}
+	if err != nil {
+		return u.fail("unmap", l.Gateway, err)
+	}
+	return nil
+}
+
+func (u *upnp) unmapAt(ctx context.Context, s *service, l Lease) error {
+	// Our entry may have expired and the port gone to somebody else. A
+	// gateway that cannot say is asked to delete all the same.
+	switch e, err := s.entry(ctx, l.External.Port()); {
+	case codeOf(err) == codeNoSuchEntry, err == nil && !e.ours(l.Internal):
+		return nil
+	case err != nil && codeOf(err) == 0:
+		return err
+	}
+	if err := s.remove(ctx, l.External.Port()); err != nil && codeOf(err) != codeNoSuchEntry {
+		return err
+	}
+	return nil
+}
+
+// probeExternal is the read-only question of the race in Any.
+func (u *upnp) probeExternal(ctx context.Context, r Request) (netip.Addr, error) {
+	links, err := u.host.links(r.Internal.Addr())
+	if err != nil {
+		return netip.Addr{}, u.fail("probe", netip.Addr{}, err)
+	}
+	s, err := u.discover(ctx, "probe", links)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	u.mu.Lock()
+	u.known = s
+	u.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.external, nil
+}
+
+// forget drops what was discovered.
+func (u *upnp) forget() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.known = nil
+}
+
+func (u *upnp) ownAddr(bound netip.Addr) netip.Addr { return u.host.ownAddr(bound) }
+
+func (u *upnp) fail(op string, gateway netip.Addr, err error) *Error {
+	return fill(u.Name(), op, gateway, NoGateway, 0, err)
+}
+
+// alternatives are the external ports tried when the wished one is taken:
+// they follow from our address, port and gateway, the same in every run.
+func alternatives(internal netip.AddrPort, gateway netip.Addr) []uint16 {
+	const low, high = 20000, 59999
+	h := fnv.New64a()
+	a, g := internal.Addr().As16(), gateway.As16()
+	h.Write(a[:])
+	h.Write(g[:])
+	h.Write([]byte{byte(internal.Port() >> 8), byte(internal.Port())})
+	var ports []uint16
+	for x := h.Sum64(); len(ports) < maxAlternatives; x = x*6364136223846793005 + 1442695040888963407 { // the constants of Knuth's MMIX
+		p := low + uint16((x>>33)%(high-low+1))
+		if p != internal.Port() && !slices.Contains(ports, p) {
+			ports = append(ports, p)
+		}
+	}
+	return ports
+}
+
+// describeMapping makes of a description what every gateway takes: ASCII
+// letters, digits, spaces and dashes, at most 32 of them. The port is part of
+// it, because some gateways keep one entry for each description.
+func describeMapping(s string, port uint16) string {
+	var b strings.Builder
+	for _, c := range s {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == ' ', c == '-':
+			b.WriteRune(c)
+		}
+	}
+	name := strings.Join(strings.Fields(b.String()), " ")
+	if name == "" {
+		name = "peerws"
+	}
+	suffix := formatPort(port)
+	if len(name) <= 32 && slices.Contains(strings.Fields(name), suffix) {
+		return name
+	}
+	name = strings.TrimSpace(name[:min(len(name), 32-1-len(suffix))])
+	return name + " " + suffix
+}
