@@ -1,0 +1,301 @@
+package peerws
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/peerws/peerws/nat"
+)
+
+// Scope is from where an address can be reached.
+type Scope uint8
+
+const (
+	Loopback Scope = iota // this machine
+	LAN                   // the local network
+	Public                // anywhere
+)
+
+func (s Scope) String() string {
+	switch s {
+	case Loopback:
+		return "loopback"
+	case LAN:
+		return "lan"
+	case Public:
+		return "public"
+	}
+	return "Scope(" + strconv.Itoa(int(s)) + ")"
+}
+
+// AddressState is what is known about an address.
+type AddressState uint8
+
+const (
+	Bound    AddressState = iota // of this machine, and listened on
+	Mapped                       // the gateway says that it forwards it
+	Verified                     // a connection from outside has come through it
+	Lost                         // it was mapped and is no more
+)
+
+func (s AddressState) String() string {
+	switch s {
+	case Bound:
+		return "bound"
+	case Mapped:
+		return "mapped"
+	case Verified:
+		return "verified"
+	case Lost:
+		return "lost"
+	}
+	return "AddressState(" + strconv.Itoa(int(s)) + ")"
+}
+
+// An Address is one at which peers can reach a listener.
+type Address struct {
+	URL   string // such as "ws://192.168.1.5:9000/"
+	Scope Scope
+	Via   string // "direct", or who forwards it: "pcp", "nat-pmp", "upnp", "static"
+	State AddressState
+}
+
+// Reachability says in one sentence whether peers outside can reach a listener.
+type Reachability struct {
+	// Code is for programs: public, mapped, no-gateway, refused, wan-down,
+	// double-nat, cgnat, conflict, no-network or off; "" while the gateway is
+	// still being asked.
+	Code string
+
+	Summary string // one sentence a person understands
+	Advice  string // what to do about it, "" if nothing
+}
+
+// maxLost is how many lost addresses are remembered.
+const maxLost = 4
+
+// An addressBook is what a listener knows of its addresses.
+type addressBook struct {
+	mu       sync.Mutex // leaf
+	mapped   []Address  // by the gateway, then lost ones
+	reach    Reachability
+	onChange func([]Address)
+	dirty    bool // onChange is to be called
+	telling  bool // a goroutine does so
+}
+
+// startMapping asks the gateway, if there is one to ask.
+func (l *WebSocketListener) startMapping(c *ListenConfig) {
+	bound := addrPortOf(l.ln.Addr())
+	switch {
+	case c.NAT == nil:
+		l.addrs.reach = Reachability{Code: "off", Summary: "The gateway was not asked to forward the port."}
+	case !bound.IsValid() || bound.Addr().IsLoopback():
+		l.addrs.reach = Reachability{Code: "off", Summary: "Only this machine can connect: the listener is bound to " + l.ln.Addr().String() + "."}
+	default:
+		l.addrs.reach = Reachability{Summary: "The gateway is being asked to forward the port."}
+		if bound.Addr().IsUnspecified() { // the mapping is for IPv4
+			bound = netip.AddrPortFrom(netip.IPv4Unspecified(), bound.Port())
+		}
+		l.manager = nat.NewManager(nat.ManagerConfig{
+			Mapper:      c.NAT,
+			Internal:    bound,
+			Description: "peerws " + strconv.Itoa(l.port),
+			OnChange:    l.mappingChanged,
+			Logger:      c.Logger,
+		})
+		return
+	}
+	l.setState(ListenerListening)
+}
+
+// stopMapping gives the port back.
+func (l *WebSocketListener) stopMapping() {
+	if l.manager != nil {
+		l.manager.Close()
+		l.setMapped(nil)
+	}
+}
+
+// mappingChanged takes what the manager has reached, on its goroutine.
+func (l *WebSocketListener) mappingChanged(s nat.Status) {
+	d := s.Diagnosis
+	l.addrs.mu.Lock()
+	changed := d.Code != "" && l.addrs.reach != Reachability(d)
+	if changed {
+		l.addrs.reach = Reachability(d)
+	}
+	l.addrs.mu.Unlock()
+	var now []Address
+	for _, lease := range s.Leases {
+		if e := lease.External; e.IsValid() && !e.Addr().IsUnspecified() {
+			now = append(now, Address{URL: wsURL(e), Scope: scopeOf(e.Addr()), Via: lease.Via, State: Mapped})
+		}
+	}
+	l.setMapped(now)
+	if changed {
+		l.tellAddresses()
+	}
+	if s.Settled {
+		l.setState(ListenerListening)
+	}
+}
+
+// setMapped replaces the mapped addresses. Those that are gone stay in the list
+// as lost.
+func (l *WebSocketListener) setMapped(now []Address) {
+	a := &l.addrs
+	a.mu.Lock()
+	next := slices.Clone(now)
+	for _, old := range a.mapped {
+		if !slices.ContainsFunc(next, func(n Address) bool { return n.URL == old.URL }) && len(next) < len(now)+maxLost {
+			old.State = Lost
+			next = append(next, old)
+		}
+	}
+	changed := !slices.Equal(next, a.mapped)
+	a.mapped = next
+	a.mu.Unlock()
+	if changed {
+		l.tellAddresses()
+	}
+}
+
+// OnAddressChange sets what runs, on a goroutine of the library, one call at a
+// time, when Addresses or Reachability have changed. It is not called for what
+// is known already: set it, then look at Addresses.
+func (l *WebSocketListener) OnAddressChange(f func([]Address)) {
+	l.addrs.mu.Lock()
+	defer l.addrs.mu.Unlock()
+	l.addrs.onChange = f
+}
+
+// tellAddresses has OnAddressChange called. It has a goroutine of its own,
+// because the callback may close the listener, which waits for the manager.
+func (l *WebSocketListener) tellAddresses() {
+	a := &l.addrs
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.onChange == nil {
+		return
+	}
+	a.dirty = true
+	if a.telling {
+		return
+	}
+	a.telling = true
+	go func() {
+		for {
+			a.mu.Lock()
+			f := a.onChange
+			if !a.dirty || f == nil {
+				a.dirty, a.telling = false, false
+				a.mu.Unlock()
+				return
+			}
+			a.dirty = false
+			a.mu.Unlock()
+			f(l.Addresses())
+		}
+	}()
+}
+
+// Reachability tells whether peers outside can connect, and what to do if not.
+func (l *WebSocketListener) Reachability() Reachability {
+	l.addrs.mu.Lock()
+	defer l.addrs.mu.Unlock()
+	return l.addrs.reach
+}
+
+// Addresses returns every address at which peers can connect, the widest scope
+// last, and those that were mapped and are lost. It asks the system for its
+// interfaces each time.
+func (l *WebSocketListener) Addresses() []Address {
+	list := l.boundAddresses()
+	l.addrs.mu.Lock()
+	defer l.addrs.mu.Unlock()
+	return append(list, l.addrs.mapped...)
+}
+
+// URL returns the best address a peer can use now: a verified one before a
+// mapped one, public before local, IPv4 before IPv6; "" if there is none.
+func (l *WebSocketListener) URL() string {
+	var best Address
+	rank := -1
+	for _, a := range l.Addresses() {
+		if a.State == Lost {
+			continue
+		}
+		r := int(a.Scope)*8 + int(a.State)*2
+		if a.URL[len("ws://")] != '[' {
+			r++
+		}
+		if r > rank {
+			best, rank = a, r
+		}
+	}
+	return best.URL
+}
+
+// boundAddresses are those of this machine that the listener is bound to.
+func (l *WebSocketListener) boundAddresses() []Address {
+	bound := addrPortOf(l.ln.Addr())
+	if !bound.IsValid() {
+		return nil
+	}
+	var list []Address
+	add := func(ip netip.Addr) {
+		if ip.IsLinkLocalUnicast() || ip.IsMulticast() {
+			return // of no use without a zone, which URLs do not have
+		}
+		a := Address{URL: wsURL(netip.AddrPortFrom(ip, bound.Port())), Scope: scopeOf(ip), Via: "direct", State: Bound}
+		if !slices.Contains(list, a) {
+			list = append(list, a)
+		}
+	}
+	if !bound.Addr().IsUnspecified() {
+		add(bound.Addr())
+		return list
+	}
+	ifaces, _ := net.InterfaceAddrs()
+	for _, a := range ifaces {
+		n, ok := a.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		ip, ok := netip.AddrFromSlice(n.IP)
+		if ip = ip.Unmap(); ok && (ip.Is4() || bound.Addr().Is6()) {
+			add(ip)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Address) int { return int(a.Scope) - int(b.Scope) })
+	return list
+}
+
+// addrPortOf returns a TCP address's value, the IPv4 form where there is one.
+func addrPortOf(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := t.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+var sharedNAT = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
+
+// scopeOf is the scope an address has by its kind.
+func scopeOf(ip netip.Addr) Scope {
+	switch {
+	case ip.IsLoopback():
+		return Loopback
+	case ip.IsGlobalUnicast() && !ip.IsPrivate() && !sharedNAT.Contains(ip):
+		return Public
+	}
+	return LAN
+}
+
+func wsURL(a netip.AddrPort) string { return "ws://" + a.String() + "/" }

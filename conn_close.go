@@ -1,0 +1,292 @@
+package peerws
+
+import (
+	"errors"
+	"strconv"
+	"time"
+	"unicode/utf8"
+)
+
+// Closing: RFC 6455 §7 and the event rules of the WHATWG standard. Whatever
+// happens first is the cause and stays it.
+
+const maxReason = maxControlSize - 2
+
+var (
+	errWriteTimeout = errors.New("peer took nothing for WriteTimeout")
+	errCloseTimeout = errors.New("no closing handshake within CloseTimeout")
+	errAborted      = errors.New("aborted")
+)
+
+// Close starts the closing handshake without a code and returns at once.
+// Messages sent before go out first. It does nothing on a socket that is
+// already closing; on one that is still connecting it gives up.
+func (c *WebSocket) Close() error { return c.CloseWith(0, "") }
+
+// CloseWith is Close with a code and a reason for the peer. The code is 1000 or
+// 3000 to 4999; a listener's socket may also use 1001, 1008, 1011, 1012 and
+// 1013. The reason is at most 123 bytes of UTF-8. With anything else it returns
+// an error and nothing is sent.
+func (c *WebSocket) CloseWith(code StatusCode, reason string) error {
+	switch {
+	case code == 0:
+		if reason != "" {
+			return errReasonBare
+		}
+	case code == StatusNormalClosure, code >= 3000 && code <= 4999:
+	default:
+		listener := !c.core.client && c.ReadyState() != Connecting
+		switch code {
+		case StatusGoingAway, StatusPolicyViolation, StatusInternalError, StatusServiceRestart, StatusTryAgainLater:
+			if listener {
+				break
+			}
+			fallthrough
+		default:
+			return &SyntaxError{"close code", strconv.Itoa(int(code)), "a program may send 1000 and 3000 to 4999"}
+		}
+	}
+	if len(reason) > maxReason {
+		return errReasonLong
+	}
+	if !utf8.ValidString(reason) {
+		return errReasonUTF8
+	}
+	c.startClose(InitiatorLocal, nil, code, reason)
+	return nil
+}
+
+// Abort ends the connection at once, without a closing handshake. Queued
+// messages are lost. OnClose still runs.
+func (c *WebSocket) Abort() error {
+	c.abort(InitiatorLocal, errAborted)
+	return nil
+}
+
+// startClose begins the closing handshake from our side.
+func (c *WebSocket) startClose(by Initiator, cause error, code StatusCode, reason string) {
+	c.mu.Lock()
+	if c.ReadyState() == Connecting {
+		c.mu.Unlock()
+		c.abort(by, cause)
+		return
+	}
+	moved := c.setState(Closing)
+	if moved {
+		c.becauseLocked(by, cause)
+		c.openGateLocked() // what comes now is thrown away
+	}
+	c.mu.Unlock()
+	if moved {
+		c.sendClose(code, reason)
+	}
+}
+
+// fail is the RFC's "fail the WebSocket connection" (§7.1.7): the peer is told
+// the code and a constant reason. The reader calls it.
+func (c *WebSocket) fail(err error) {
+	code, reason := StatusProtocolError, ""
+	switch e := err.(type) {
+	case *ProtocolError:
+		code, reason = e.Code, e.Reason
+	case *LimitError:
+		code, reason = e.Code, "over the limit"
+	}
+	c.mu.Lock()
+	c.setState(Closing)
+	c.becauseLocked(InitiatorLimit, err)
+	c.mu.Unlock()
+	c.sendClose(code, reason)
+}
+
+// peerClose takes the peer's Close frame and answers it. The reader calls it.
+func (c *WebSocket) peerClose(code StatusCode, reason string) {
+	c.mu.Lock()
+	c.setState(Closing)
+	c.becauseLocked(InitiatorPeer, nil)
+	c.lf.received, c.lf.code, c.lf.reason = true, code, reason
+	c.mu.Unlock()
+	if code == StatusNoStatusReceived {
+		code = 0
+	}
+	c.sendClose(code, "") // §5.5.1: echo the code
+}
+
+// closeSent starts the clock of the closing handshake: the kernel has our Close
+// frame.
+func (c *WebSocket) closeSent() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lf.sent = true
+	if d := c.set.closeTimeout; d > 0 && c.lf.closer == nil && !c.lf.ended {
+		c.lf.closer = time.AfterFunc(d, func() { c.abort(InitiatorTimeout, errCloseTimeout) })
+	}
+}
+
+// abort tears the transport down and wakes the reader, which does the rest.
+func (c *WebSocket) abort(by Initiator, cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ReadyState() == Closed {
+		return
+	}
+	if by == InitiatorTimeout && c.lf.caused && c.lf.cause == nil && !c.lf.received {
+		c.lf.cause = cause // an ordinary close that the peer did not answer
+	}
+	c.becauseLocked(by, cause)
+	connecting := c.ReadyState() == Connecting
+	c.setState(Closing)
+	c.aborted.Store(true)
+	if connecting {
+		c.lf.cancel()
+		return
+	}
+	c.openGateLocked()
+	c.conn.SetDeadline(past)
+	shutdown(c.conn)
+}
+
+// because records who ended the connection and why; the first one stays.
+func (c *WebSocket) because(by Initiator, cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.becauseLocked(by, cause)
+}
+
+func (c *WebSocket) becauseLocked(by Initiator, cause error) {
+	if !c.lf.caused {
+		c.lf.caused, c.lf.initiator, c.lf.cause = true, by, cause
+	}
+}
+
+// eventLocked is the CloseEvent as far as it is known. mu is held.
+func (c *WebSocket) eventLocked() CloseEvent {
+	ev := CloseEvent{
+		Code:      StatusAbnormalClosure,
+		WasClean:  c.lf.sent && c.lf.received,
+		Initiator: c.lf.initiator,
+		Err:       c.lf.cause,
+	}
+	if c.lf.received {
+		ev.Code, ev.Reason = c.lf.code, c.lf.reason
+	}
+	return ev
+}
+
+// closedErr is the error of a method called too late.
+func (c *WebSocket) closedErr(op string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &closedError{op, c.eventLocked()}
+}
+
+// finish takes the connection from the end of reading to CLOSED and delivers
+// the last events. It is the end of the connection's goroutine.
+func (c *WebSocket) finish(v verdict) {
+	if v == vClosing {
+		c.awaitWritten()
+		// The listening side ends first (§7.1.1), and so does whoever has failed
+		// the connection: the peer may not know yet.
+		c.mu.Lock()
+		first := !c.core.client || !c.lf.received // a violation is no answer
+		c.mu.Unlock()
+		if first && !c.aborted.Load() {
+			closeWrite(c.conn)
+		}
+		c.drain()
+	}
+	c.wmu.Lock()
+	c.wr.shut = true
+	c.mu.Lock()
+	c.aborted.Store(true) // no deadline of the writer's any more
+	c.conn.SetWriteDeadline(past)
+	c.mu.Unlock()
+	c.wmu.Unlock()
+	c.awaitWriter()
+	c.conn.Close()
+
+	c.core.release()
+	c.in.free()
+	c.in = nil
+	c.wmu.Lock()
+	if c.wr.out != nil {
+		c.wr.out.free()
+		c.wr.out = nil
+	}
+	c.takeCork().free()
+	c.roomLocked()
+	c.wmu.Unlock()
+	c.end()
+}
+
+// end makes the socket CLOSED and runs its last callbacks.
+func (c *WebSocket) end() {
+	if c.owner != nil {
+		c.owner.forget(c)
+	}
+	c.runTasks()
+	c.mu.Lock()
+	if c.lf.closer != nil {
+		c.lf.closer.Stop()
+		c.lf.closer = nil
+	}
+	c.setState(Closed)
+	onError, onClose, ev := c.lf.onError, c.lf.onClose, c.eventLocked()
+	c.lf.onOpen, c.lf.onError, c.lf.onClose = nil, nil, nil
+	c.mu.Unlock()
+	if onError != nil && ev.Err != nil {
+		onError(c, ev.Err)
+	}
+	if onClose != nil {
+		onClose(c, ev)
+	}
+	for {
+		c.runTasks()
+		c.mu.Lock()
+		if c.lf.tasks == nil {
+			break
+		}
+		c.mu.Unlock()
+	}
+	c.lf.ended = true
+	if c.lf.doneCh != nil {
+		close(c.lf.doneCh)
+	}
+	c.mu.Unlock()
+}
+
+// awaitWritten waits until the queue, our Close frame last, is with the kernel,
+// or can never be.
+func (c *WebSocket) awaitWritten() { c.awaitWrite(func() bool { return c.wr.out == nil }) }
+
+// awaitWriter waits for the writer goroutine to be gone.
+func (c *WebSocket) awaitWriter() { c.awaitWrite(func() bool { return !c.wr.running }) }
+
+func (c *WebSocket) awaitWrite(over func() bool) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	for !over() {
+		if c.wr.room == nil {
+			c.wr.room = make(chan struct{})
+		}
+		ch := c.wr.room
+		c.wmu.Unlock()
+		<-ch
+		c.wmu.Lock()
+	}
+}
+
+// closeWrite ends our direction of the transport, where it has one.
+func closeWrite(conn any) {
+	if h, ok := conn.(interface{ CloseWrite() error }); ok {
+		h.CloseWrite()
+	}
+}
+
+// shutdown ends both directions without giving the descriptor up.
+func shutdown(conn any) {
+	closeWrite(conn)
+	if h, ok := conn.(interface{ CloseRead() error }); ok {
+		h.CloseRead()
+	}
+}

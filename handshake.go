@@ -1,0 +1,364 @@
+package peerws
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/gobwas/ws"
+)
+
+// The listening side of the opening handshake (RFC 6455 §4.2). The head is read
+// and checked here, strictly; gobwas/ws, which is lenient, then sees only bytes
+// that have passed and makes the answer.
+
+// Refusals that the checks give. Their texts go to the peer.
+var (
+	errNoUpgrade    = &refusal{426, upgradeLines, "This port speaks WebSocket; connect with ws://."}
+	errMethod       = &refusal{405, "Allow: GET\r\n", "A WebSocket is opened with GET."}
+	errHTTPVersion  = &refusal{400, "", "A WebSocket is opened with HTTP/1.1."}
+	errHost         = &refusal{400, "", "The request needs exactly one valid Host."}
+	errBody         = &refusal{400, "", "A WebSocket request has no body."}
+	errTarget       = &refusal{400, "", "The request target must be a path."}
+	errConnection   = &refusal{400, "", "The request lacks Connection: Upgrade."}
+	errVersion      = &refusal{426, upgradeLines, "This port speaks WebSocket version 13."}
+	errVersionTwice = &refusal{400, "", "The request needs exactly one Sec-WebSocket-Version."}
+	errKey          = &refusal{400, "", "The request needs one Sec-WebSocket-Key of 16 bytes in base64."}
+	errOrigins      = &refusal{400, "", "The request has more than one Origin."}
+	errOrigin       = &refusal{403, "", "Pages of this origin may not connect here."}
+	errProtocols    = &refusal{400, "", "The request's Sec-WebSocket-Protocol is malformed."}
+	errNoProtocol   = &refusal{400, "", "None of the offered subprotocols is spoken here."}
+	errFull         = &refusal{503, "", "This peer has no room for another connection."}
+	errClosing      = &refusal{503, "", "This peer is going away."}
+)
+
+const upgradeLines = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+
+// response renders a refusal. The connection ends with it.
+func (r *refusal) response() []byte {
+	conn := "Connection: close\r\n"
+	if strings.Contains(r.header, "Connection:") {
+		conn = ""
+	}
+	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\n%s%sContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: %d\r\n\r\n%s\n",
+		r.status, http.StatusText(r.status), r.header, conn, len(r.text)+1, r.text)
+}
+
+// readHead reads from conn into b until the blank line that ends the head, and
+// returns the head's size; bytes of b behind it have come early. Deadlines are
+// the caller's. An error that is a *refusal has an answer.
+func readHead(conn io.Reader, b *buffer, most int) (n int, err error) {
+	for {
+		from := b.len()
+		if from >= most {
+			if bytes.IndexByte(b.b, '\n') < 0 {
+				return 0, errHeadTarget
+			}
+			return 0, errHeadTooLarge
+		}
+		k, err := conn.Read(b.b[from:min(cap(b.b), most)])
+		b.extend(k)
+		if k > 0 {
+			if n, r := headEnd(b.b, from); r != nil {
+				return 0, r
+			} else if n > 0 {
+				return n, nil
+			}
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+// wantsUpgrade reports whether a request asks for a WebSocket, rightly or not.
+func (h *head) wantsUpgrade() bool { return h.hasToken("Upgrade", "websocket") }
+
+// An opening is what an accepted request has settled.
+type opening struct {
+	host, target string
+	protocol     string
+	key          []byte
+	plain        bool // the head is one that gobwas/ws reads as we do
+}
+
+// checkRequest holds a request that wants an upgrade against RFC 6455 §4.2.1,
+// the policy for origins, and the listener's protocols, of which the first that
+// is offered is chosen.
+func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal) {
+	host, hosts := h.get("Host")
+	_, lengths := h.get("Content-Length")
+	_, encodings := h.get("Transfer-Encoding")
+	version, versions := h.get("Sec-WebSocket-Version")
+	key, keys := h.get("Sec-WebSocket-Key")
+	origin, origins := h.get("Origin")
+	_, upgrades := h.get("Upgrade")
+	_, connections := h.get("Connection")
+	length, _ := h.get("Content-Length")
+	switch {
+	case string(h.method) != http.MethodGet:
+		return o, errMethod
+	case string(h.proto) != "HTTP/1.1":
+		return o, errHTTPVersion
+	case hosts != 1 || !validHost(host):
+		return o, errHost
+	case encodings > 0 || lengths > 0 && string(length) != "0":
+		return o, errBody
+	case h.target[0] != '/':
+		return o, errTarget
+	case !h.hasToken("Connection", "upgrade"):
+		return o, errConnection
+	case versions > 1:
+		return o, errVersionTwice
+	case string(version) != "13":
+		return o, errVersion
+	case keys != 1 || !validKey(key):
+		return o, errKey
+	case origins > 1:
+		return o, errOrigins
+	case origins == 1 && !p.allows(string(origin), string(host)):
+		return o, errOrigin
+	}
+	o.key = key
+	o.plain = upgrades == 1 && connections == 1
+	if o.protocol, r = chooseProtocol(h, protocols); r != nil {
+		return o, r
+	}
+	// One small string instead of two windows that keep the head alive.
+	both := string(host) + string(h.target)
+	o.host, o.target = both[:len(host)], both[len(host):]
+	return o, nil
+}
+
+// validHost reports whether v can be a Host: a name or address, and perhaps a
+// port (RFC 9110 §7.2). It need not be one of ours.
+func validHost(v []byte) bool {
+	if len(v) == 0 {
+		return false
+	}
+	for _, c := range v {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', isDigit(c):
+		case strings.IndexByte("-._~%!$&'()*+,;=:[]", c) >= 0:
+		default:
+			return false
+		}
+	}
+	_, _, ok := splitHost(string(v))
+	return ok
+}
+
+// validKey reports whether v is base64 of 16 bytes.
+func validKey(v []byte) bool {
+	var nonce [18]byte
+	if len(v) != base64.StdEncoding.EncodedLen(16) {
+		return false
+	}
+	n, err := base64.StdEncoding.Decode(nonce[:], v)
+	return err == nil && n == 16
+}
+
+// chooseProtocol returns the first of ours that is offered. Comparison is exact
+// (RFC 6455 §4.2.2). A listener with protocols refuses a peer that offers only
+// others, but takes one that offers none.
+func chooseProtocol(h *head, ours []string) (string, *refusal) {
+	offers := 0
+	best := len(ours)
+	var seen [16][]byte
+	for _, f := range h.fields {
+		if len(f.name) != len("Sec-WebSocket-Protocol") || !strings.EqualFold(string(f.name), "Sec-WebSocket-Protocol") {
+			continue
+		}
+		for v := range bytes.SplitSeq(f.value, []byte(",")) {
+			v = bytes.Trim(v, " \t")
+			if !isTokens(v) {
+				return "", errProtocols
+			}
+			for _, s := range seen[:min(offers, len(seen))] { // §4.1: all unique
+				if bytes.Equal(s, v) {
+					return "", errProtocols
+				}
+			}
+			if offers < len(seen) {
+				seen[offers] = v
+			}
+			offers++
+			for i, p := range ours[:best] {
+				if p == string(v) {
+					best = i
+					break
+				}
+			}
+		}
+	}
+	switch {
+	case best < len(ours):
+		return ours[best], nil
+	case offers > 0 && len(ours) > 0:
+		return "", errNoProtocol
+	}
+	return "", nil
+}
+
+// checkProtocols holds a program's protocols against the standard: tokens, no
+// two alike.
+func checkProtocols(protocols []string) error {
+	for i, p := range protocols {
+		if !isTokens(p) {
+			return &SyntaxError{"protocol", p, "must be a token: no spaces, no separators, not empty"}
+		}
+		for _, q := range protocols[:i] {
+			if p == q {
+				return &SyntaxError{"protocol", p, "given twice"}
+			}
+		}
+	}
+	return nil
+}
+
+// answer appends the response to an accepted request: gobwas/ws reads the head
+// b and writes it, with the lines of header behind its own.
+func (o *opening) answer(b []byte, header http.Header) ([]byte, error) {
+	if !o.plain {
+		b = o.canonical()
+	}
+	rw := &memReadWriter{in: b}
+	u := ws.Upgrader{ReadBufferSize: max(len(b), 512)}
+	if o.protocol != "" {
+		u.Protocol = func(p []byte) bool { return string(p) == o.protocol }
+	}
+	if len(header) > 0 {
+		u.Header = ws.HandshakeHeaderHTTP(header)
+	}
+	hs, err := u.Upgrade(rw)
+	if err == nil && hs.Protocol != o.protocol {
+		err = fmt.Errorf("peerws: subprotocol %q became %q", o.protocol, hs.Protocol)
+	}
+	return rw.out, err
+}
+
+// canonical is the shortest head that says what o says, for requests whose
+// upgrade is spread over several fields, or that net/http has read.
+func (o *opening) canonical() []byte {
+	b := fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n", o.host, o.key)
+	if o.protocol != "" {
+		b = fmt.Appendf(b, "Sec-WebSocket-Protocol: %s\r\n", o.protocol)
+	}
+	return append(b, "\r\n"...)
+}
+
+// memReadWriter gives an upgrader a request that is in memory already and
+// collects its answer.
+type memReadWriter struct{ in, out []byte }
+
+func (m *memReadWriter) Read(p []byte) (int, error) {
+	if len(m.in) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, m.in)
+	m.in = m.in[n:]
+	return n, nil
+}
+
+func (m *memReadWriter) Write(p []byte) (int, error) {
+	m.out = append(m.out, p...)
+	return len(p), nil
+}
+
+// checkResponseHeader refuses header lines that would break out of their line
+// or contradict the handshake.
+func checkResponseHeader(h http.Header) error {
+	for name, values := range h {
+		if !isTokens(name) {
+			return &SyntaxError{"response header", name, "not a token"}
+		}
+		switch http.CanonicalHeaderKey(name) {
+		case "Upgrade", "Connection", "Content-Length", "Transfer-Encoding",
+			"Sec-Websocket-Accept", "Sec-Websocket-Protocol", "Sec-Websocket-Extensions", "Sec-Websocket-Version":
+			return &SyntaxError{"response header", name, "belongs to the handshake"}
+		}
+		for _, v := range values {
+			for i := range len(v) {
+				if c := v[i]; c < ' ' && c != '\t' || c == 0x7F {
+					return &SyntaxError{"response header", name, "value has a control character"}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// A request is what a socket keeps of its opening request.
+type request struct {
+	host, target string
+	head         []byte        // raw, until the first message
+	parsed       *http.Request // by net/http; until the first message, or for good once asked for
+	asked        bool
+}
+
+// drop forgets the headers, unless the program has asked for them.
+func (q *request) drop() {
+	q.head = nil
+	if !q.asked {
+		q.parsed = nil
+	}
+}
+
+// http returns the request as net/http knows it.
+func (q *request) http(remote string) *http.Request {
+	if q.head != nil {
+		if r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(q.head))); err == nil {
+			r.RemoteAddr = remote
+			q.parsed = r
+		}
+		q.head = nil
+	}
+	if q.parsed != nil {
+		q.asked = true
+		return q.parsed
+	}
+	r := &http.Request{
+		Method: http.MethodGet, Host: q.host, RequestURI: q.target, RemoteAddr: remote,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: http.NoBody,
+	}
+	if u, err := url.ParseRequestURI(q.target); err == nil {
+		r.URL = u
+	} else {
+		r.URL = &url.URL{Path: q.target}
+	}
+	return r
+}
+
+// splitHost splits a Host or authority into host, without brackets, and port,
+// "" if it has none.
+func splitHost(s string) (host, port string, ok bool) {
+	if strings.HasPrefix(s, "[") {
+		end := strings.IndexByte(s, ']')
+		if end < 0 {
+			return "", "", false
+		}
+		host, s = s[1:end], s[end+1:]
+		if host == "" || s != "" && s[0] != ':' {
+			return "", "", false
+		}
+		s = strings.TrimPrefix(s, ":")
+	} else {
+		host, s, _ = strings.Cut(s, ":")
+	}
+	if s != "" {
+		if n, err := strconv.ParseUint(s, 10, 16); err != nil || n == 0 {
+			return "", "", false
+		}
+	}
+	return host, s, host != "" && !strings.ContainsAny(host, "[]")
+}
+
+// joinHost is net.JoinHostPort for a port number.
+func joinHost(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }

@@ -1,0 +1,170 @@
+package peerws
+
+import (
+	"bytes"
+	"strings"
+)
+
+// This file takes an HTTP/1.1 message head apart (RFC 9112), strictly and
+// without copying: pure functions over the bytes as they came. Both opening
+// handshakes use it.
+
+const maxFields = 64
+
+// A field is one header line.
+type field struct{ name, value []byte }
+
+// A head is a request's or response's start line and fields, as windows into
+// the bytes they came in.
+type head struct {
+	method, target, proto []byte // of a request; of a response proto, status, reason phrase
+	fields                []field
+	store                 [maxFields]field
+}
+
+// A refusal is why a request is not accepted and what its sender is told.
+type refusal struct {
+	status int
+	header string // further header lines, each ended by CR LF
+	text   string // one plain sentence
+}
+
+func (r *refusal) Error() string { return r.text }
+
+var (
+	errHeadLine     = &refusal{400, "", "The request line is not HTTP/1.1."}
+	errHeadEnd      = &refusal{400, "", "Header lines must end in CR LF."}
+	errHeadFold     = &refusal{400, "", "Folded header lines are not accepted."}
+	errHeadName     = &refusal{400, "", "A header name has a character it must not have."}
+	errHeadValue    = &refusal{400, "", "A header value has a character it must not have."}
+	errHeadFields   = &refusal{431, "", "The request has too many headers."}
+	errHeadTooLarge = &refusal{431, "", "The request's headers are too large."}
+	errHeadTarget   = &refusal{414, "", "The request's target is too long."}
+)
+
+// headEnd returns the size of the head at the start of b, its blank line
+// included, or 0 if it is not complete. from is how much of b an earlier call
+// has seen without finding the end, so that a slow peer costs linear time. What
+// cannot become a head is refused before its end is seen.
+func headEnd(b []byte, from int) (n int, err *refusal) {
+	if from == 0 && len(b) > 0 && !isToken(b[0]) {
+		return 0, errHeadLine
+	}
+	for i := max(from-3, 0); ; {
+		k := bytes.IndexByte(b[i:], '\n')
+		if k < 0 {
+			return 0, nil
+		}
+		i += k
+		if i == 0 || b[i-1] != '\r' {
+			return 0, errHeadEnd
+		}
+		if i >= 3 && b[i-2] == '\n' {
+			return i + 1, nil
+		}
+		i++
+	}
+}
+
+// parseRequest takes a whole request head apart.
+func (h *head) parseRequest(b []byte) *refusal {
+	line, rest, _ := bytes.Cut(b, []byte("\r\n"))
+	var ok bool
+	if h.method, line, ok = bytes.Cut(line, []byte(" ")); !ok || !isTokens(h.method) {
+		return errHeadLine
+	}
+	if h.target, h.proto, ok = bytes.Cut(line, []byte(" ")); !ok || len(h.target) == 0 {
+		return errHeadLine
+	}
+	for _, c := range h.target {
+		if c <= ' ' || c >= 0x7F {
+			return errHeadLine
+		}
+	}
+	if !isProto(h.proto) {
+		return errHeadLine
+	}
+	return h.parseFields(rest)
+}
+
+// isProto reports whether p is an HTTP version as RFC 9112 §2.3 writes it.
+func isProto(p []byte) bool {
+	return len(p) == 8 && string(p[:5]) == "HTTP/" && isDigit(p[5]) && p[6] == '.' && isDigit(p[7])
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+// parseFields takes the lines behind the start line apart, up to the blank one.
+func (h *head) parseFields(b []byte) *refusal {
+	h.fields = h.store[:0]
+	for {
+		var line []byte
+		line, b, _ = bytes.Cut(b, []byte("\r\n"))
+		if len(line) == 0 {
+			return nil
+		}
+		if line[0] == ' ' || line[0] == '\t' {
+			return errHeadFold // obs-fold, RFC 9112 §5.2
+		}
+		name, value, ok := bytes.Cut(line, []byte(":"))
+		if !ok || !isTokens(name) { // "Name :" too, §5.1
+			return errHeadName
+		}
+		for _, c := range value {
+			if c < ' ' && c != '\t' || c == 0x7F {
+				return errHeadValue
+			}
+		}
+		if len(h.fields) == maxFields {
+			return errHeadFields
+		}
+		h.fields = append(h.fields, field{name, bytes.Trim(value, " \t")})
+	}
+}
+
+// get returns the value of the first field called name and how many there are.
+func (h *head) get(name string) (value []byte, n int) {
+	for _, f := range h.fields {
+		if len(f.name) == len(name) && strings.EqualFold(string(f.name), name) {
+			if n == 0 {
+				value = f.value
+			}
+			n++
+		}
+	}
+	return value, n
+}
+
+// hasToken reports whether one of the fields called name lists token, in any case.
+func (h *head) hasToken(name, token string) bool {
+	for _, f := range h.fields {
+		if len(f.name) != len(name) || !strings.EqualFold(string(f.name), name) {
+			continue
+		}
+		for v := range bytes.SplitSeq(f.value, []byte(",")) {
+			if strings.EqualFold(string(bytes.Trim(v, " \t")), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// isToken reports whether c may stand in a token (RFC 9110 §5.6.2).
+func isToken(c byte) bool {
+	switch {
+	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', isDigit(c):
+		return true
+	}
+	return strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
+}
+
+// isTokens reports whether s is a token.
+func isTokens[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if !isToken(s[i]) {
+			return false
+		}
+	}
+	return len(s) > 0
+}

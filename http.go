@@ -1,0 +1,178 @@
+package peerws
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// One port serves WebSockets and ordinary HTTP: a connection whose first
+// request is no upgrade is handed to an http.Server of ours, head and all. An
+// upgrade that comes later on such a connection is taken back.
+
+// httpIdle is how long a kept-alive HTTP connection may be silent.
+const httpIdle = 60 * time.Second
+
+// A webServer runs ListenConfig.HTTP.
+type webServer struct {
+	srv   http.Server
+	conns chan net.Conn
+	once  sync.Once
+	gone  chan struct{}
+	addr  net.Addr
+}
+
+func newWebServer(l *WebSocketListener, c *ListenConfig) *webServer {
+	w := &webServer{conns: make(chan net.Conn), gone: make(chan struct{}), addr: l.ln.Addr()}
+	logger := log.New(io.Discard, "", 0)
+	if c.Logger != nil {
+		logger = slog.NewLogLogger(c.Logger.Handler(), slog.LevelWarn)
+	}
+	w.srv = http.Server{
+		Handler:           http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { l.serveHTTP(rw, r, c.HTTP) }),
+		ReadHeaderTimeout: l.set.handshakeTimeout,
+		IdleTimeout:       httpIdle,
+		MaxHeaderBytes:    l.maxHead,
+		ErrorLog:          logger,
+	}
+	return w
+}
+
+// serve runs the server until stop.
+func (w *webServer) serve() { w.srv.Serve(w) }
+
+// Accept, Close and Addr make the server its own net.Listener.
+func (w *webServer) Accept() (net.Conn, error) {
+	select {
+	case conn := <-w.conns:
+		return conn, nil
+	case <-w.gone:
+		return nil, net.ErrClosed
+	}
+}
+
+func (w *webServer) Close() error {
+	w.once.Do(func() { close(w.gone) })
+	return nil
+}
+
+func (w *webServer) Addr() net.Addr { return w.addr }
+
+// hand gives a connection over, with the bytes already read from it.
+func (w *webServer) hand(c *webConn) {
+	select {
+	case w.conns <- c:
+	case <-w.gone:
+		c.Close()
+	}
+}
+
+// stop lets requests that are being answered finish until ctx ends.
+func (w *webServer) stop(ctx context.Context) {
+	if w.srv.Shutdown(ctx) != nil {
+		w.srv.Close()
+	}
+}
+
+// A webConn is a connection of which some bytes have been read already.
+type webConn struct {
+	net.Conn
+	owner *WebSocketListener
+	key   ipKey  // what the owner counts it under
+	early []byte // owned by the server's reader
+	once  sync.Once
+}
+
+func (c *webConn) Read(p []byte) (int, error) {
+	if len(c.early) > 0 {
+		n := copy(p, c.early)
+		c.early = c.early[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+func (c *webConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() { c.owner.leave(c.key) })
+	return err
+}
+
+// CloseWrite lets net/http end an answer without a reset.
+func (c *webConn) CloseWrite() error {
+	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// serveHTTP is the handler of the web server.
+func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	h := headOf(r)
+	if !h.wantsUpgrade() {
+		next.ServeHTTP(w, r)
+		return
+	}
+	o, refused := checkRequest(h, l.policy, l.protocols)
+	if refused == nil {
+		refused = l.reserve()
+	}
+	if refused != nil {
+		refused.writeTo(w)
+		return
+	}
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		l.unreserve()
+		http.Error(w, "This server cannot hand its connections over.", http.StatusInternalServerError)
+		return
+	}
+	early := newBuffer(max(rw.Reader.Buffered(), 1))
+	early.b = early.b[:rw.Reader.Buffered()]
+	io.ReadFull(rw.Reader, early.b)
+	var key ipKey
+	if wc, ok := conn.(*webConn); ok {
+		conn, key = wc.Conn, wc.key
+		early.b = append(early.b, wc.early...)
+	}
+	o.plain = false // net/http has read it: the answer is made from what it found
+	req := &request{host: o.host, target: o.target, parsed: r.WithContext(context.Background())}
+	req.parsed.Body = http.NoBody
+	l.setHandshakeDeadline(conn)
+	l.upgradeThen(conn, nil, early, &o, req, key, func() {})
+}
+
+// headOf puts a request that net/http has read back into a head.
+func headOf(r *http.Request) *head {
+	h := &head{method: []byte(r.Method), target: []byte(r.RequestURI), proto: []byte(r.Proto)}
+	h.fields = append(h.store[:0], field{[]byte("Host"), []byte(r.Host)})
+	if r.ContentLength != 0 || len(r.TransferEncoding) > 0 {
+		h.fields = append(h.fields, field{[]byte("Transfer-Encoding"), []byte("chunked")})
+	}
+	for name, values := range r.Header {
+		for _, v := range values {
+			h.fields = append(h.fields, field{[]byte(name), []byte(v)})
+		}
+	}
+	return h
+}
+
+// writeTo answers through net/http.
+func (r *refusal) writeTo(w http.ResponseWriter) {
+	h := w.Header()
+	switch r.status {
+	case http.StatusMethodNotAllowed:
+		h.Set("Allow", "GET")
+	case http.StatusUpgradeRequired:
+		h.Set("Sec-WebSocket-Version", "13")
+		h.Set("Upgrade", "websocket")
+	}
+	h.Set("Connection", "close")
+	http.Error(w, r.text, r.status)
+}
