@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -35,6 +36,10 @@ const (
 func (c *WebSocket) run() {
 	c.mu.Lock()
 	c.lf.running = true
+	if f := c.lf.onOpen; f != nil {
+		c.lf.onOpen = nil
+		c.lf.tasks = slices.Insert(c.lf.tasks, 0, func() { f(c) })
+	}
 	c.mu.Unlock()
 	c.finish(c.readLoop())
 }

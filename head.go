@@ -17,7 +17,7 @@ type field struct{ name, value []byte }
 // A head is a request's or response's start line and fields, as windows into
 // the bytes they came in.
 type head struct {
-	method, target, proto []byte // of a request; of a response proto, status, reason phrase
+	method, target, proto []byte // of a request
 	fields                []field
 	store                 [maxFields]field
 }
@@ -85,6 +85,23 @@ func (h *head) parseRequest(b []byte) *refusal {
 		return errHeadLine
 	}
 	return h.parseFields(rest)
+}
+
+// parseResponse takes a whole response head apart.
+func (h *head) parseResponse(b []byte) (status int, _ *refusal) {
+	line, rest, _ := bytes.Cut(b, []byte("\r\n"))
+	proto, line, _ := bytes.Cut(line, []byte(" "))
+	code, _, _ := bytes.Cut(line, []byte(" "))
+	if !isProto(proto) || string(proto) != "HTTP/1.1" || len(code) != 3 {
+		return 0, errHeadLine
+	}
+	for _, c := range code {
+		if !isDigit(c) {
+			return 0, errHeadLine
+		}
+		status = status*10 + int(c-'0')
+	}
+	return status, h.parseFields(rest)
 }
 
 // isProto reports whether p is an HTTP version as RFC 9112 §2.3 writes it.

@@ -1,0 +1,356 @@
+package peerws
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha1"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The dialling side of the opening handshake (RFC 6455 §4.1), by the URL and
+// protocol rules of the WHATWG standard.
+
+// A Dialer opens WebSockets to listeners. Its zero value is good; for every
+// number and time zero means the default, negative means off or unlimited.
+type Dialer struct {
+	// Header is added to the request.
+	Header http.Header
+
+	// TLSConfig is for wss. nil: the system's trust, the URL's host name.
+	TLSConfig *tls.Config
+
+	// NetDial makes the transport. nil: a net.Dialer.
+	NetDial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+	HandshakeTimeout  time.Duration // name lookup, transport, TLS and handshake together; 0: 10 s
+	MaxHeaderBytes    int           // of the answer's head; 0: 8 KiB; there is always a limit
+	MaxMessageSize    int64         // bytes over all fragments of a message; 0: 1 MiB
+	MaxFragments      int           // of a message; 0: 1024
+	MaxBufferedAmount int           // payload bytes queued; 0: 1 MiB
+	WriteTimeout      time.Duration // without the peer taking anything; 0: 30 s
+	CloseTimeout      time.Duration // of the closing handshake; 0: 5 s
+
+	portable bool // test seam: never take the raw path
+	sys      *sysOps
+}
+
+// Dial opens a WebSocket to url and waits until it is OPEN. ctx bounds that
+// only. The url's scheme is ws, wss, http or https; protocols are the
+// subprotocols offered, of which the peer must choose one. The error is a
+// *SyntaxError if the arguments are wrong, else a *HandshakeError.
+func Dial(ctx context.Context, url string, protocols ...string) (*WebSocket, error) {
+	return Dialer{}.Dial(ctx, url, protocols...)
+}
+
+// NewWebSocket is the constructor of 2009: it returns at once with a socket
+// that is CONNECTING, and OnOpen, or OnError and OnClose, tell how that went.
+// The error is a *SyntaxError.
+func NewWebSocket(url string, protocols ...string) (*WebSocket, error) {
+	return Dialer{}.NewWebSocket(url, protocols...)
+}
+
+// Dial is like the function [Dial] with the options of d.
+func (d Dialer) Dial(ctx context.Context, url string, protocols ...string) (*WebSocket, error) {
+	c, a, err := d.prepare(url, protocols)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.lf.cancel = cancel
+	if err := d.connect(ctx, c, a); err != nil {
+		return nil, err
+	}
+	go c.run()
+	return c, nil
+}
+
+// NewWebSocket is like the function [NewWebSocket] with the options of d.
+func (d Dialer) NewWebSocket(url string, protocols ...string) (*WebSocket, error) {
+	c, a, err := d.prepare(url, protocols)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c.lf.cancel = cancel
+	go func() {
+		err := d.connect(ctx, c, a)
+		cancel()
+		if err == nil {
+			go c.run() // a fresh goroutine has a small stack
+			return
+		}
+		by := InitiatorNetwork
+		if errors.Is(err, context.DeadlineExceeded) {
+			by = InitiatorTimeout
+		}
+		c.because(by, err)
+		c.end()
+	}()
+	return c, nil
+}
+
+// An attempt is a dial as the arguments say it.
+type attempt struct {
+	url       *url.URL // normalised: scheme ws or wss
+	addr      string   // host:port
+	protocols []string
+}
+
+// prepare checks the arguments and makes a socket that is CONNECTING.
+func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attempt, error) {
+	u, addr, err := parseURL(rawURL)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkProtocols(protocols); err != nil {
+		return nil, nil, err
+	}
+	if err := checkRequestHeader(d.Header); err != nil {
+		return nil, nil, err
+	}
+	c := &WebSocket{
+		set: &settings{
+			core: coreLimits{
+				maxMessage:   orDefault(d.MaxMessageSize, defaultMaxMessageSize),
+				maxFragments: orDefault(d.MaxFragments, defaultMaxFragments),
+			},
+			maxBuffered:      orDefault(d.MaxBufferedAmount, defaultMaxBufferedAmount),
+			handshakeTimeout: orOff(d.HandshakeTimeout, defaultHandshakeTimeout),
+			writeTimeout:     orOff(d.WriteTimeout, defaultWriteTimeout),
+			closeTimeout:     orOff(d.CloseTimeout, defaultCloseTimeout),
+			portable:         d.portable,
+			sys:              d.sys,
+		},
+		secure: u.Scheme == "wss",
+	}
+	c.lf.req = &request{host: u.Host, target: u.RequestURI()}
+	return c, &attempt{u, addr, slices.Clone(protocols)}, nil
+}
+
+// parseURL applies the standard's rules for WebSocket URLs and returns the
+// serialised record, and the address to dial.
+func parseURL(raw string) (*url.URL, string, error) {
+	wrong := func(reason string) (*url.URL, string, error) {
+		return nil, "", &SyntaxError{"URL", raw, reason}
+	}
+	if strings.Contains(raw, "#") { // an empty fragment too, which net/url does not show
+		return wrong("must not have a fragment")
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err
+		}
+		return wrong(err.Error())
+	}
+	port := ""
+	switch u.Scheme {
+	case "ws", "http":
+		u.Scheme, port = "ws", "80"
+	case "wss", "https":
+		u.Scheme, port = "wss", "443"
+	default:
+		return wrong("scheme must be ws, wss, http or https")
+	}
+	u.Host = strings.ToLower(u.Host)
+	host, own, ok := splitHost(u.Host)
+	if !ok || u.Opaque != "" || !validHost([]byte(u.Host)) {
+		return wrong("must have a host, in ASCII, and a port of 1 to 65535 if any")
+	}
+	switch own {
+	case "", port:
+		u.Host = strings.TrimSuffix(strings.TrimSuffix(u.Host, own), ":")
+	default:
+		port = own
+	}
+	if u.Path == "" {
+		u.Path = "/"
+	}
+	return u, net.JoinHostPort(host, port), nil
+}
+
+// connect opens the transport, does the handshake and makes c OPEN.
+func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
+	if t := c.set.handshakeTimeout; t > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, t, fmt.Errorf("not done within HandshakeTimeout %v: %w", t, context.DeadlineExceeded))
+		defer cancel()
+	}
+	failed := func(reason string, err error) error {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return &HandshakeError{Reason: reason, Err: err}
+	}
+	dial := d.NetDial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	conn, err := dial(ctx, "tcp", a.addr)
+	if err != nil {
+		return failed("connecting to "+a.addr, err)
+	}
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(past) })
+	defer stop()
+	if c.secure {
+		if conn, err = d.startTLS(ctx, conn, a); err != nil {
+			return failed("TLS with "+a.addr, err)
+		}
+	}
+	early, err := d.handshake(conn, c, a)
+	if err == nil && !stop() { // conn's deadline may be past already
+		early.free()
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		conn.Close()
+		if e, ok := err.(*HandshakeError); ok {
+			return e
+		}
+		return failed("answer of "+a.addr, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.aborted.Load() { // closed while it was connecting
+		conn.Close()
+		early.free()
+		return failed("given up", c.lf.cause)
+	}
+	c.open(conn, true, early)
+	return nil
+}
+
+// startTLS does the TLS handshake. On failure conn is closed.
+func (d *Dialer) startTLS(ctx context.Context, conn net.Conn, a *attempt) (net.Conn, error) {
+	cfg := &tls.Config{}
+	if d.TLSConfig != nil {
+		cfg = d.TLSConfig.Clone()
+	}
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = splitHost(a.url.Host)
+	}
+	cfg.NextProtos = []string{"http/1.1"} // there is no Upgrade in HTTP/2
+	t := tls.Client(conn, cfg)
+	if err := t.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// handshake sends the request and checks the answer. It returns what came
+// behind that.
+func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buffer, err error) {
+	var nonce [16]byte
+	rand.Read(nonce[:])
+	key := base64.StdEncoding.EncodeToString(nonce[:])
+	if _, err := conn.Write(d.request(a, key)); err != nil {
+		return nil, err
+	}
+	most := max(orDefault(d.MaxHeaderBytes, defaultMaxHeaderBytes), 512)
+	b := newBuffer(most)
+	defer b.free()
+	size, err := readHead(conn, b, most)
+	if r, ok := err.(*refusal); ok {
+		return nil, &HandshakeError{Reason: "the answer is not HTTP/1.1, or larger than MaxHeaderBytes", Err: r}
+	} else if err != nil {
+		return nil, err
+	}
+	protocol, herr := checkResponse(b.b[:size], acceptKey(key), a.protocols)
+	if herr != nil {
+		return nil, herr
+	}
+	c.protocol = protocol
+	if rest := b.b[size:]; len(rest) > 0 {
+		early = newBuffer(len(rest))
+		early.b = append(early.b, rest...)
+	}
+	return early, nil
+}
+
+// request renders the opening request.
+func (d *Dialer) request(a *attempt, key string) []byte {
+	b := fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n",
+		a.url.RequestURI(), a.url.Host, key)
+	if len(a.protocols) > 0 {
+		b = fmt.Appendf(b, "Sec-WebSocket-Protocol: %s\r\n", strings.Join(a.protocols, ", "))
+	}
+	if u := a.url.User; u != nil && d.Header.Get("Authorization") == "" {
+		password, _ := u.Password()
+		b = fmt.Appendf(b, "Authorization: Basic %s\r\n", base64.StdEncoding.EncodeToString([]byte(u.Username()+":"+password)))
+	}
+	for name, values := range d.Header {
+		for _, v := range values {
+			b = fmt.Appendf(b, "%s: %s\r\n", name, v)
+		}
+	}
+	return append(b, "\r\n"...)
+}
+
+// checkRequestHeader refuses header lines that would break out of their line or
+// contradict the handshake.
+func checkRequestHeader(h http.Header) error {
+	if err := checkResponseHeader(h); err != nil {
+		return err
+	}
+	for name := range h {
+		switch http.CanonicalHeaderKey(name) {
+		case "Host", "Sec-Websocket-Key":
+			return &SyntaxError{"request header", name, "belongs to the handshake"}
+		}
+	}
+	return nil
+}
+
+// acceptKey is what the answer must have in Sec-WebSocket-Accept (§4.2.2).
+func acceptKey(key string) string {
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// checkResponse holds an answer's head against RFC 6455 §4.1 and the standard,
+// and returns the subprotocol chosen.
+func checkResponse(b []byte, accept string, offered []string) (protocol string, _ *HandshakeError) {
+	var h head
+	status, r := h.parseResponse(b)
+	if r != nil {
+		return "", &HandshakeError{Reason: "the answer is malformed", Err: r}
+	}
+	fail := func(reason string) (string, *HandshakeError) {
+		return "", &HandshakeError{Status: status, Reason: reason}
+	}
+	if status != http.StatusSwitchingProtocols {
+		return fail(fmt.Sprintf("the listener answered %d %s", status, http.StatusText(status)))
+	}
+	up, ups := h.get("Upgrade")
+	if ups != 1 || !strings.EqualFold(string(up), "websocket") {
+		return fail("the answer lacks Upgrade: websocket")
+	}
+	if !h.hasToken("Connection", "upgrade") {
+		return fail("the answer lacks Connection: Upgrade")
+	}
+	if v, n := h.get("Sec-WebSocket-Accept"); n != 1 || string(v) != accept {
+		return fail("the answer's Sec-WebSocket-Accept is wrong")
+	}
+	if _, n := h.get("Sec-WebSocket-Extensions"); n > 0 {
+		return fail("the answer has an extension that was not offered")
+	}
+	v, n := h.get("Sec-WebSocket-Protocol")
+	switch {
+	case n > 1, n == 1 && !slices.Contains(offered, string(v)):
+		return fail("the answer has a subprotocol that was not offered")
+	case n == 0 && len(offered) > 0:
+		return fail("the listener speaks none of the offered subprotocols")
+	}
+	return string(v), nil
+}
