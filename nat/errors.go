@@ -73,14 +73,17 @@ type Error struct {
 // Error is one line in lower case: protocol, operation, gateway, kind, code, cause.
 func (e *Error) Error() string {
 	var b strings.Builder
-	b.WriteString(e.Mapper)
-	if e.Op != "" {
-		b.WriteString(" " + e.Op)
+	if e.Mapper != "" {
+		b.WriteString(e.Mapper)
+		if e.Op != "" {
+			b.WriteString(" " + e.Op)
+		}
+		if e.Gateway.IsValid() {
+			b.WriteString(" at " + e.Gateway.String())
+		}
+		b.WriteString(": ")
 	}
-	if e.Gateway.IsValid() {
-		b.WriteString(" at " + e.Gateway.String())
-	}
-	b.WriteString(": " + e.Kind.String())
+	b.WriteString(e.Kind.String())
 	if e.Code != 0 {
 		fmt.Fprintf(&b, " (code %d)", e.Code)
 	}

@@ -77,7 +77,13 @@ func (s *service) call(ctx context.Context, action string, in, out any) error {
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("%s: %w", action, err)
+	// The library's error loses the cause of what failed below it, and has
+	// the whole body of what came: ours has what matters.
+	cause := t.err
+	if cause == nil {
+		cause = err
+	}
+	err = fmt.Errorf("%s: %w", action, cause)
 	if t.status == 0 || t.err != nil {
 		if ctx.Err() != nil {
 			return &Error{Kind: ctxKind(ctx), Err: errors.Join(ctx.Err(), err)}
@@ -86,8 +92,8 @@ func (s *service) call(ctx context.Context, action string, in, out any) error {
 	}
 	// A fault may come with any status, and its code where the library does
 	// not look.
-	if code := faultCode(t.body); code != 0 {
-		return &Error{Kind: faultKind(code), Code: code, Err: err}
+	if code, text := parseFault(t.body); code != 0 {
+		return &Error{Kind: faultKind(code), Code: code, Err: fmt.Errorf("%s: UPnP error %d %s", action, code, text)}
 	}
 	switch t.status {
 	case http.StatusOK:
@@ -114,24 +120,34 @@ func httpError(ctx context.Context, t *tame, err error) error {
 	return &Error{Kind: NoGateway, Err: err}
 }
 
-// faultCode finds the UPnP error code in a fault, 0 if there is none. Devices
-// disagree with each other about case, prefixes and what is around it.
-func faultCode(body []byte) int {
+// parseFault finds the UPnP error code and its description in a fault, 0 if
+// there is none. Devices disagree with each other about case, prefixes and
+// what is around it.
+func parseFault(body []byte) (code int, text string) {
 	b := bytes.ToLower(body)
 	if !bytes.Contains(b, []byte("fault")) {
-		return 0
+		return 0, ""
 	}
-	_, b, ok := bytes.Cut(b, []byte("errorcode"))
-	if !ok {
-		return 0
-	}
-	_, b, _ = bytes.Cut(b, []byte(">"))
-	digits, _, _ := bytes.Cut(b, []byte("<"))
-	code, err := strconv.Atoi(strings.TrimSpace(string(digits)))
+	code, err := strconv.Atoi(elementText(b, "errorcode"))
 	if err != nil || code < 0 || code > 999 {
-		return 0
+		return 0, ""
 	}
-	return code
+	// What a device says goes to logs and people: letters, and not many.
+	text = strings.Map(func(c rune) rune {
+		if c < ' ' || c > '~' {
+			return -1
+		}
+		return c
+	}, elementText(body, "errorDescription"))
+	return code, text[:min(len(text), 80)]
+}
+
+// elementText is what stands behind the first element of that name.
+func elementText(b []byte, name string) string {
+	_, b, _ = bytes.Cut(b, []byte(name))
+	_, b, _ = bytes.Cut(b, []byte(">"))
+	b, _, _ = bytes.Cut(b, []byte("<"))
+	return strings.TrimSpace(string(b))
 }
 
 func faultKind(code int) Kind {

@@ -203,6 +203,10 @@ func (u *upnp) addPort(ctx context.Context, s *service, internal netip.AddrPort,
 			s.noAny = true
 			s.mu.Unlock()
 			anyPort = false
+		case anyPort && code == codeNoPortMaps:
+			// Also said when no port at all is allowed: asking for this one
+			// tells a full table from a refusal.
+			anyPort = false
 		case lease > 0 && lease < upnpMaxLease && onlyPermanent(code):
 			lease = 0
 		case lease == 0 && code == codeInvalidArgs:
@@ -279,9 +283,9 @@ func (u *upnp) explain(ctx context.Context, s *service, addr netip.Addr, err err
 	up, known := s.connected(ctx)
 	switch {
 	case known && up:
-		return &Error{Kind: AddressMismatch, Code: codeOf(err), Err: err}
+		return &Error{Kind: AddressMismatch, Code: codeOf(err), Err: errors.Unwrap(err)}
 	case known || !addr.IsValid():
-		return &Error{Kind: WANDown, Code: codeOf(err), Err: err}
+		return &Error{Kind: WANDown, Code: codeOf(err), Err: errors.Unwrap(err)}
 	}
 	return err
 }
