@@ -132,9 +132,10 @@ func newMaskKey() (k [4]byte) {
 	return [4]byte{byte(r), byte(r >> 8), byte(r >> 16), byte(r >> 24)}
 }
 
-// poisonBytes overwrites memory whose loan has ended.
+// poisonBytes overwrites memory whose loan has ended. It copies, because the race
+// detector is called for every single store, but once for a copy.
 func poisonBytes(b []byte) {
-	for i := range b {
-		b[i] = 0xDB
+	for n := copy(b, "\xDB"); n < len(b); {
+		n += copy(b[n:], b[:n])
 	}
 }

@@ -61,10 +61,10 @@ func parseHeader(b []byte) (h header, n int, err *ProtocolError) {
 	if len(b) == 0 {
 		return h, 0, nil
 	}
-	h.fin = b[0]&finBit != 0         // FIN         1 bit
-	h.rsv = b[0] & rsvBits           // RSV1–3      3 bits
-	h.op = opcode(b[0] & 0x0F)       // opcode      4 bits
-	if h.op > opPong || h.op&7 > 2 { // 3–7 and 11–15
+	h.fin = b[0]&finBit != 0   //         FIN         1 bit
+	h.rsv = b[0] & rsvBits     //         RSV1–3      3 bits
+	h.op = opcode(b[0] & 0x0F) //         opcode      4 bits
+	if h.op&7 > 2 {            // 3–7 and 11–15
 		return h, 0, errOpcode
 	}
 	if h.op.isControl() && !h.fin {
@@ -93,14 +93,14 @@ func parseHeader(b []byte) (h header, n int, err *ProtocolError) {
 		if len(b) > 2 && b[2]&0x80 != 0 {
 			return h, 0, errLengthTopBit
 		}
+		if len(b) >= 8 && string(b[2:8]) == "\x00\x00\x00\x00\x00\x00" { // below 1<<16
+			return h, 0, errLengthMinimal
+		}
 		if len(b) < 10 {
 			return h, 0, nil
 		}
 		h.length = int64(binary.BigEndian.Uint64(b[2:]))
 		n = 10
-		if h.length < 1<<16 {
-			return h, 0, errLengthMinimal
-		}
 	}
 	if h.masked { //                       Masking-key 0 or 32 bits
 		if len(b) < n+4 {

@@ -105,13 +105,14 @@ type partial struct {
 	left   int64 // bytes of it that have not arrived
 }
 
-// idle reports whether no message is half received.
-func (c *core) idle() bool { return c.part == nil }
+// atHeader reports whether the next byte begins a frame.
+func (c *core) atHeader() bool { return c.part == nil || c.part.left == 0 }
 
-// next looks for one event at the start of b and returns it with the number of
-// bytes it used, which the caller must not show again. evNone with n < len(b)
-// means that the rest is the beginning of a header or control frame: at most
-// 14 + 125 bytes, to be shown again with more behind it.
+// next looks at one frame, or the rest of one, at the start of b and returns the
+// event it completes with the number of bytes it used, which the caller must not
+// show again. evNone with n > 0 was a piece of a message: go on behind it. evNone
+// with n = 0 means that b is no more than the beginning of a header or control
+// frame: at most 14 + 125 bytes, to be shown again with more behind it.
 //
 // next unmasks in place, so b is changed.
 func (c *core) next(b []byte) (ev event, n int) {
@@ -192,10 +193,7 @@ func (c *core) check(h header) error {
 		most = maxInt // what one slice can hold
 	}
 	if h.length > most-have {
-		size := have + h.length
-		if size < 0 {
-			size = 0
-		}
+		size := max(have+h.length, 0) // 0 if the sum is no int64
 		return &LimitError{Option: "MaxMessageSize", Limit: c.limits.maxMessage, Size: size, Code: StatusMessageTooBig}
 	}
 	return nil

@@ -1,0 +1,163 @@
+package peerws
+
+import (
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+// rfc3629 is the ABNF of RFC 3629 §4, a row for each alternative.
+var rfc3629 = [][][2]byte{
+	{{0x00, 0x7F}},
+	{{0xC2, 0xDF}, {0x80, 0xBF}},
+	{{0xE0, 0xE0}, {0xA0, 0xBF}, {0x80, 0xBF}},
+	{{0xE1, 0xEC}, {0x80, 0xBF}, {0x80, 0xBF}},
+	{{0xED, 0xED}, {0x80, 0x9F}, {0x80, 0xBF}},
+	{{0xEE, 0xEF}, {0x80, 0xBF}, {0x80, 0xBF}},
+	{{0xF0, 0xF0}, {0x90, 0xBF}, {0x80, 0xBF}, {0x80, 0xBF}},
+	{{0xF1, 0xF3}, {0x80, 0xBF}, {0x80, 0xBF}, {0x80, 0xBF}},
+	{{0xF4, 0xF4}, {0x80, 0x8F}, {0x80, 0xBF}, {0x80, 0xBF}},
+}
+
+// firstWrong returns the index of the first byte of s with which it is no
+// longer the beginning of any UTF-8 text, -1 if there is none, and whether s is
+// a whole text.
+func firstWrong(s string) (at int, whole bool) {
+	var rest [][2]byte // what the current character still needs
+	for i := range len(s) {
+		if len(rest) == 0 {
+			for _, row := range rfc3629 {
+				if row[0][0] <= s[i] && s[i] <= row[0][1] {
+					rest = row
+					break
+				}
+			}
+			if rest == nil {
+				return i, false
+			}
+		}
+		if s[i] < rest[0][0] || rest[0][1] < s[i] {
+			return i, false
+		}
+		rest = rest[1:]
+		if len(rest) == 0 {
+			rest = nil
+		}
+	}
+	return -1, rest == nil
+}
+
+// wantUTF8 checks a utf8Checker's verdict on s: at once, cut in two at every
+// place, and byte by byte.
+func wantUTF8(t *testing.T, s string) {
+	t.Helper()
+	wrong, whole := firstWrong(s)
+	if whole != utf8.ValidString(s) {
+		t.Fatalf("the reference is wrong about % x", s)
+	}
+	var u utf8Checker
+	for i := range len(s) {
+		if ok := u.write([]byte(s[i : i+1])); ok != (i != wrong) {
+			t.Fatalf("% x byte by byte: byte %d is %v, first wrong byte is %d", s, i, ok, wrong)
+		} else if !ok {
+			break
+		}
+	}
+	if wrong < 0 && u.complete() != whole {
+		t.Fatalf("% x byte by byte: complete is %v", s, !whole)
+	}
+	for cut := range len(s) + 1 {
+		var u utf8Checker
+		first := u.write([]byte(s[:cut]))
+		if first != (wrong < 0 || wrong >= cut) {
+			t.Fatalf("% x | % x: the first piece is %v, first wrong byte is %d", s[:cut], s[cut:], first, wrong)
+		}
+		if !first {
+			continue
+		}
+		if ok := u.write([]byte(s[cut:])); ok != (wrong < 0) {
+			t.Fatalf("% x | % x: the second piece is %v, first wrong byte is %d", s[:cut], s[cut:], ok, wrong)
+		} else if ok && u.complete() != whole {
+			t.Fatalf("% x | % x: complete is %v", s[:cut], s[cut:], !whole)
+		}
+	}
+}
+
+// Section 8.1: every string of one and of two bytes.
+func TestSection8_1_UTF8_AllShortStrings(t *testing.T) {
+	wantUTF8(t, "")
+	for a := range 256 {
+		wantUTF8(t, string([]byte{byte(a)}))
+		for b := range 256 {
+			wantUTF8(t, string([]byte{byte(a), byte(b)}))
+		}
+	}
+}
+
+// The bytes at the borders of the ranges of RFC 3629.
+const borderBytes = "\x00A\x7f\x80\x8f\x90\x9f\xa0\xbf\xc0\xc1\xc2\xdf\xe0\xe1\xec\xed\xee\xef\xf0\xf1\xf3\xf4\xf5\xff"
+
+func TestSection8_1_UTF8_BorderStrings(t *testing.T) {
+	var s [4]byte
+	for i := range len(borderBytes) {
+		for j := range len(borderBytes) {
+			for k := range len(borderBytes) {
+				s[0], s[1], s[2] = borderBytes[i], borderBytes[j], borderBytes[k]
+				wantUTF8(t, string(s[:3]))
+				if s[0] < 0xED { // four bytes: where a character of three or four begins
+					continue
+				}
+				for l := range len(borderBytes) {
+					s[3] = borderBytes[l]
+					wantUTF8(t, string(s[:4]))
+				}
+			}
+		}
+	}
+}
+
+// Characters of all sizes, and what looks like one, inside longer text.
+func TestSection8_1_UTF8_Text(t *testing.T) {
+	for _, s := range []string{
+		"κόσμε",
+		"aé€😀aé€😀" + strings.Repeat("x", 40) + "😀",
+		"\ufffd",                       // the replacement character itself is right
+		"\ufeff\ufffe\uffff\U0010ffff", // so are a byte order mark and noncharacters
+		"κόσμε\xed\xa0\x80edited",      // a surrogate
+		"κόσμε\xf4\x90\x80\x80edited",  // beyond U+10FFFF
+		"a\xc0\xaf",                    // overlong, in two, three and four bytes
+		"a\xe0\x80\xaf",
+		"a\xf0\x80\x80\xaf",
+		"😀\x80",
+		"😀\xf0\x9f\x98",
+		"\xf8\x88\x80\x80\x80",
+		"\xfc\x84\x80\x80\x80\x80",
+	} {
+		wantUTF8(t, s)
+	}
+}
+
+// A character in as many pieces as it has bytes, with empty pieces between.
+func TestSection8_1_UTF8_EmptyPieces(t *testing.T) {
+	var u utf8Checker
+	for i, b := range []byte("😀") {
+		if u.complete() != (i == 0) {
+			t.Errorf("complete before byte %d", i)
+		}
+		if !u.write(nil) || !u.write([]byte{b}) || !u.write([]byte{}) {
+			t.Errorf("byte %d refused", i)
+		}
+	}
+	if !u.complete() {
+		t.Error("not complete at the end")
+	}
+}
+
+func TestUTF8Allocations(t *testing.T) {
+	text := []byte("aé€😀aé€😀")
+	wantNoAllocs(t, "utf8Checker", func() {
+		var u utf8Checker
+		u.write(text[:9])
+		u.write(text[9:])
+	})
+}
