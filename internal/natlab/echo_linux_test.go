@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,6 +36,7 @@ func TestEcho(t *testing.T) {
 		"Programs":         testPrograms,
 		"NoMapping":        testNoMapping,
 		"StopWhileAsking":  testStopWhileAsking,
+		"StubbornPeer":     testStubbornPeer,
 		"GatewayLeftAlone": testGatewayLeftAlone,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -168,17 +170,21 @@ func testGateway(t *testing.T, echo string) {
 			if err := peer.echo(); err != nil {
 				t.Fatal(err)
 			}
-			code := make(chan error, 1)
+			closed := make(chan error, 1)
 			go func() {
-				got, err := peer.awaitClose()
-				if err == nil && got != 1001 {
-					err = fmt.Errorf("closed with %d, want 1001", got)
+				code, err := peer.awaitClose()
+				if err == nil && code != 1001 {
+					err = fmt.Errorf("closed with %d, want 1001", code)
 				}
-				code <- err
+				closed <- err
 			}()
 			stopped(t, p, c.signal)
-			if err := <-code; err != nil {
+			if err := <-closed; err != nil {
 				t.Errorf("the connected peer: %v", err)
+			}
+			lost := fmt.Sprintf("public %s lost %s", outside.via, outside.url)
+			if !slices.Contains(p.Lines(), lost) {
+				t.Errorf("echo did not print %q at its end", lost)
 			}
 			noRules(t, l)
 			if greeting, err := greet(l.WAN, outside.addr.String()); err == nil {
@@ -195,10 +201,14 @@ func testPrograms(t *testing.T, echo string) {
 	for _, c := range []struct {
 		name   string
 		config Config
+		atOnce bool // all start together, or one after the other
 	}{
-		{"UPnP", Config{Daemon: UPnP}},
-		{"IGD1", Config{Daemon: UPnP, IGD1: true}},
-		{"NAT-PMP", Config{Daemon: NATPMP}},
+		{"UPnP", Config{Daemon: UPnP}, false},
+		{"UPnP at once", Config{Daemon: UPnP}, true},
+		{"IGD1", Config{Daemon: UPnP, IGD1: true}, false},
+		{"IGD1 at once", Config{Daemon: UPnP, IGD1: true}, true},
+		{"NAT-PMP", Config{Daemon: NATPMP}, false},
+		{"NAT-PMP at once", Config{Daemon: NATPMP}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -208,21 +218,25 @@ func testPrograms(t *testing.T, echo string) {
 				host *Namespace
 				addr netip.AddrPort
 			}{
-				{l.LAN, netip.AddrPortFrom(l.Host, 9000)},
 				{second, netip.AddrPortFrom(secondAddr, 9000)},
+				{l.LAN, netip.AddrPortFrom(l.Host, 9000)},
 				{l.LAN, netip.AddrPortFrom(l.Host, 9001)},
 			}
 			var running []*Program
 			for _, x := range programs {
-				running = append(running, x.host.Start(t, echo, "-nat", "-port", strconv.Itoa(int(x.addr.Port()))))
+				p := x.host.Start(t, echo, "-nat", "-port", strconv.Itoa(int(x.addr.Port())))
+				if !c.atOnce {
+					awaitPublic(t, p)
+				}
+				running = append(running, p)
 			}
 			want := map[uint16]netip.AddrPort{}
 			var outside []public
 			for i, p := range running {
 				o := awaitPublic(t, p)
 				outside = append(outside, o)
-				if _, taken := want[o.addr.Port()]; taken {
-					t.Fatalf("two programs print %s", o.url)
+				if other, taken := want[o.addr.Port()]; taken {
+					t.Fatalf("%v and %v both print %s", other, programs[i].addr, o.url)
 				}
 				want[o.addr.Port()] = programs[i].addr
 			}
@@ -278,7 +292,8 @@ func testNoMapping(t *testing.T, echo string) {
 }
 
 // Whenever the signal comes while the gateway is being asked, no forward is
-// left behind.
+// left behind. The gateway may still work on what it was asked when the program
+// is gone, hence the wait before the look.
 func testStopWhileAsking(t *testing.T, echo string) {
 	for _, c := range []struct {
 		name   string
@@ -290,16 +305,39 @@ func testStopWhileAsking(t *testing.T, echo string) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			l := New(t, c.config)
-			for _, wait := range []time.Duration{0, 5, 10, 20, 40, 80, 160, 320, 640, 1280} {
+			var slowest time.Duration
+			for wait := time.Duration(0); wait <= 150*time.Millisecond && !t.Failed(); wait += 5 * time.Millisecond {
 				p := l.LAN.Start(t, echo, "-port", "9000", "-nat")
 				p.Await(t, listenLimit, "lan ")
-				time.Sleep(wait * time.Millisecond)
-				t.Logf("%s: %d ms after the first addresses", t.Name(), wait)
-				stopped(t, p, syscall.SIGTERM)
-				noRules(t, l)
+				time.Sleep(wait)
+				took, err := p.Stop(t, syscall.SIGTERM, stopLimit)
+				slowest = max(slowest, took)
+				if err != nil {
+					t.Errorf("%v after its first address: echo ended with %v, want exit code 0", wait, err)
+				}
+				time.Sleep(100 * time.Millisecond)
+				if rules := l.Rules(t); len(rules) != 0 {
+					t.Errorf("%v after its first address: echo ended and left\n%s", wait, strings.Join(rules, "\n"))
+				}
 			}
+			t.Logf("%s: %.2f s from the signal to the exit at most", t.Name(), slowest.Seconds())
 		})
 	}
+}
+
+// A peer that never answers the closing handshake holds up neither the exit nor
+// the mapping's removal.
+func testStubbornPeer(t *testing.T, echo string) {
+	l := New(t, Config{})
+	p := l.LAN.Start(t, echo, "-port", "9000", "-nat")
+	outside := awaitPublic(t, p)
+	peer, err := dialWS(l.WAN.Dial, outside.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.conn.Close()
+	stopped(t, p, syscall.SIGTERM)
+	noRules(t, l)
 }
 
 // Without -nat the gateway is not asked anything.

@@ -149,8 +149,9 @@ func (c *wsClient) echo() error {
 }
 
 // awaitClose answers the peer's close frame and returns its code; the peer
-// must then end the connection.
+// must then end the connection, and so does this side.
 func (c *wsClient) awaitClose() (int, error) {
+	defer c.conn.Close()
 	c.conn.SetDeadline(time.Now().Add(5 * time.Second))
 	for {
 		op, payload, err := c.receive()
