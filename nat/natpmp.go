@@ -206,8 +206,9 @@ func (n *natPMP) do(ctx context.Context, l link, pieces []time.Duration, f func(
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if end, ok := ctx.Deadline(); ok {
-			d = min(d, time.Until(end))
+		end, last := ctx.Deadline()
+		if last = last && time.Until(end) < d; last {
+			d = time.Until(end)
 		}
 		if d <= 0 { // the library would take 0 for "two minutes"
 			return context.DeadlineExceeded
@@ -215,6 +216,9 @@ func (n *natPMP) do(ctx context.Context, l link, pieces []time.Duration, f func(
 		err = f(pmp.NewClientWithLocalAndTimeout(l.gateway.AsSlice(), net.IP(l.local.AsSlice()), d))
 		if kind, _ := pmpKind(err); kind != Timeout {
 			break
+		}
+		if last { // a moment before ctx knows it
+			return context.DeadlineExceeded
 		}
 	}
 	if err != nil && ctx.Err() != nil {

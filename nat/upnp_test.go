@@ -1,0 +1,577 @@
+package nat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/peerws/peerws/internal/natlab"
+)
+
+func startUPnP(t *testing.T, c natlab.FakeUPnP) (*natlab.Fake, *upnp) {
+	t.Helper()
+	c.Serve = true
+	f := natlab.StartFake(t, natlab.FakeConfig{UPnP: c})
+	return f, testUPnP(f)
+}
+
+func ipConnection(version int) []natlab.FakeService {
+	return []natlab.FakeService{{URN: fmt.Sprintf("WANIPConnection:%d", version), External: "203.0.113.7"}}
+}
+
+// Each kind of service maps, renews with the same ports, and unmaps.
+func TestUPnP(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		urn  string
+		adds string // the action of the first mapping
+	}{
+		{"WANIPConnection:1", "AddPortMapping"},
+		{"WANIPConnection:2", "AddAnyPortMapping"},
+		{"WANPPPConnection:1", "AddPortMapping"},
+		{urnOldIP, "AddPortMapping"},
+	} {
+		t.Run(c.urn, func(t *testing.T) {
+			t.Parallel()
+			f, u := startUPnP(t, natlab.FakeUPnP{Services: []natlab.FakeService{{URN: c.urn, External: "203.0.113.7"}}})
+			l, err := u.Map(t.Context(), request(9000))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := Lease{
+				Internal: netip.AddrPortFrom(localIP, 9000), External: netip.AddrPortFrom(publicIP, 9000),
+				Lifetime: time.Hour, Via: "upnp", Gateway: f.Addr, Obtained: l.Obtained, reassert: 20 * time.Minute, token: l.token,
+			}
+			if l != want || l.token == nil || l.Obtained.IsZero() {
+				t.Errorf("got %+v, want %+v", l, want)
+			}
+			if m, _ := f.Mapping(9000); m != (natlab.FakeMapping{Client: "127.0.0.1", Port: 9000, Lease: 3600, Description: "peerws 9000"}) {
+				t.Errorf("the gateway has %+v", m)
+			}
+			if f.Count("soap "+c.adds) != 1 || f.Count("soap malformed") != 0 || f.Count("ssdp malformed") != 0 {
+				t.Errorf("%s was called %d times; malformed: %d calls, %d searches", c.adds, f.Count("soap "+c.adds), f.Count("soap malformed"), f.Count("ssdp malformed"))
+			}
+
+			searched := f.Count("http " + natlab.DescriptionPath)
+			r := request(9000)
+			r.Previous = &l
+			if l, err = u.Map(t.Context(), r); err != nil || l.External != want.External || l.Internal != want.Internal {
+				t.Errorf("renewed: %+v, %v", l, err)
+			}
+			if got := f.Count("http " + natlab.DescriptionPath); got != searched {
+				t.Errorf("a renewal read the description again")
+			}
+			if f.Mappings() != 1 {
+				t.Errorf("%d mappings", f.Mappings())
+			}
+
+			if err := u.Unmap(t.Context(), l); err != nil || f.Mappings() != 0 {
+				t.Errorf("unmap: %v, %d left", err, f.Mappings())
+			}
+			if err := u.Unmap(t.Context(), l); err != nil {
+				t.Errorf("a second unmap: %v", err)
+			}
+		})
+	}
+}
+
+// What gateways do to a mapping request, and what comes of it.
+func TestUPnPQuirks(t *testing.T) {
+	t.Parallel()
+	leases := func(code int, ok ...string) func(string, map[string]string) int {
+		return func(action string, args map[string]string) int {
+			if !strings.HasPrefix(action, "Add") {
+				return 0
+			}
+			for _, l := range ok {
+				if args["NewLeaseDuration"] == l {
+					return 0
+				}
+			}
+			return code
+		}
+	}
+	always := func(code int) func(string, map[string]string) int {
+		return leases(code)
+	}
+	taken := natlab.FakeMapping{Client: "127.9.9.9", Port: 80, Lease: 60}
+	for _, c := range []struct {
+		name     string
+		upnp     natlab.FakeUPnP
+		external uint16 // wished, 0 = 9000
+		table    map[uint16]natlab.FakeMapping
+		kind     Kind // of failure, 0 = it maps
+		code     int
+		lifetime time.Duration
+		port     uint16 // granted, 0 = 9000, 1 = an alternative
+		adds     int    // calls that add, 0 = do not care
+	}{
+		{name: "725 only permanent leases", upnp: natlab.FakeUPnP{Fault: leases(725, "0")}, lifetime: 0, adds: 2},
+		{name: "402 for 725", upnp: natlab.FakeUPnP{Fault: leases(402, "0")}, lifetime: 0, adds: 2},
+		{name: "501 for 725", upnp: natlab.FakeUPnP{Fault: leases(501, "0")}, lifetime: 0, adds: 2},
+		{name: "bare 500 for 725", upnp: natlab.FakeUPnP{Fault: leases(-500, "0")}, lifetime: 0, adds: 2},
+		{name: "402 also for 0", upnp: natlab.FakeUPnP{Fault: leases(402, "604800")}, lifetime: 604800 * time.Second, adds: 3},
+		{name: "725 on IGD2", upnp: natlab.FakeUPnP{Services: ipConnection(2), Fault: leases(725, "0")}, lifetime: 0, adds: 2},
+		{name: "402 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(402)}, kind: Refused, code: 402, adds: 3},
+		{name: "501 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(501)}, kind: Refused, code: 501, adds: 2},
+		{name: "606 not authorized", upnp: natlab.FakeUPnP{Fault: always(606)}, kind: Refused, code: 606, adds: 1},
+		{name: "727 only wildcard ports", upnp: natlab.FakeUPnP{Fault: always(727)}, kind: Refused, code: 727, adds: 1},
+		{name: "728 table full", upnp: natlab.FakeUPnP{Fault: always(728)}, kind: NoResources, code: 728, adds: 1},
+		{name: "729 other mechanism", upnp: natlab.FakeUPnP{Fault: always(729)}, kind: Conflict, code: 729, adds: 5},
+		{name: "718 for ever", upnp: natlab.FakeUPnP{Fault: always(718)}, kind: Conflict, code: 718, adds: 5},
+		{name: "718 somebody has it", table: map[uint16]natlab.FakeMapping{9000: taken}, lifetime: time.Hour, port: 1, adds: 2},
+		{name: "718 although it is ours", upnp: natlab.FakeUPnP{Fault: always(718)}, table: map[uint16]natlab.FakeMapping{9000: {Client: "127.0.0.1", Port: 9000, Lease: 1234}}, lifetime: 1234 * time.Second, adds: 1},
+		{name: "718 and ours with another internal port", upnp: natlab.FakeUPnP{Fault: always(718)}, table: map[uint16]natlab.FakeMapping{9000: {Client: "127.0.0.1", Port: 9001}}, kind: Conflict, code: 718, adds: 5},
+		{name: "724 same ports", external: 8080, upnp: natlab.FakeUPnP{Fault: func(action string, args map[string]string) int {
+			if action == "AddPortMapping" && args["NewExternalPort"] != args["NewInternalPort"] {
+				return 724
+			}
+			return 0
+		}}, lifetime: time.Hour, adds: 2},
+		{name: "724 although they are", upnp: natlab.FakeUPnP{Fault: always(724)}, kind: Refused, code: 724, adds: 1},
+		{name: "401 no such action", upnp: natlab.FakeUPnP{Fault: always(401)}, kind: Unsupported, code: 401},
+		{name: "IGD2 without AddAnyPortMapping", upnp: natlab.FakeUPnP{Services: ipConnection(2), Fault: func(action string, _ map[string]string) int {
+			if action == "AddAnyPortMapping" {
+				return 602
+			}
+			return 0
+		}}, lifetime: time.Hour, adds: 2},
+		{name: "IGD2 with another port", upnp: natlab.FakeUPnP{Services: ipConnection(2), AnyPort: 1024}, lifetime: time.Hour, port: 1024, adds: 1},
+		{name: "IGD2 moves from a taken port", upnp: natlab.FakeUPnP{Services: ipConnection(2)}, table: map[uint16]natlab.FakeMapping{9000: taken}, lifetime: time.Hour, port: 9001, adds: 1},
+		{name: "IGD2 refuses with 728", upnp: natlab.FakeUPnP{Services: ipConnection(2), Fault: func(action string, _ map[string]string) int {
+			return map[string]int{"AddAnyPortMapping": 728, "AddPortMapping": 606}[action]
+		}}, kind: Refused, code: 606, adds: 2},
+		{name: "IGD2 reserves nonsense", upnp: natlab.FakeUPnP{Services: ipConnection(2), Body: func(action, body string) string {
+			if action == "AddAnyPortMapping" {
+				return strings.Replace(body, "9000<", "0<", 1)
+			}
+			return body
+		}}, kind: Malformed},
+		{name: "says yes and keeps nothing", upnp: natlab.FakeUPnP{Forgetful: true}, kind: NoResources, code: 714},
+		{name: "says yes and has another's", upnp: natlab.FakeUPnP{Forgetful: true}, table: map[uint16]natlab.FakeMapping{9000: {Client: "127.0.0.1", Port: 9001}}, kind: NoResources, code: 714},
+		{name: "shows a shorter lease", upnp: natlab.FakeUPnP{Body: func(action, body string) string {
+			return strings.Replace(body, "<NewLeaseDuration>3600<", "<NewLeaseDuration>120<", 1)
+		}}, lifetime: 2 * time.Minute},
+		{name: "shows a lease for none", upnp: natlab.FakeUPnP{Fault: leases(725, "0"), Body: func(action, body string) string {
+			return strings.Replace(body, "<NewLeaseDuration>0<", "<NewLeaseDuration>604800<", 1)
+		}}, lifetime: 604800 * time.Second},
+		{name: "cannot show entries", upnp: natlab.FakeUPnP{Fault: func(action string, _ map[string]string) int {
+			if action == "GetSpecificPortMappingEntry" {
+				return 401
+			}
+			return 0
+		}}, lifetime: time.Hour},
+		{name: "shows nonsense for entries", upnp: natlab.FakeUPnP{Body: func(action, body string) string {
+			if action == "GetSpecificPortMappingEntry" {
+				return "<html>"
+			}
+			return body
+		}}, lifetime: time.Hour},
+		{name: "faults in lower case", upnp: natlab.FakeUPnP{Fault: leases(725, "0"), FaultBody: func(code int) (int, string) {
+			return 500, strings.ToLower(natlab.SOAPFault(code))
+		}}, lifetime: 0, adds: 2},
+		{name: "faults with status 200", upnp: natlab.FakeUPnP{Fault: leases(725, "0"), FaultBody: func(code int) (int, string) {
+			return 200, natlab.SOAPFault(code)
+		}}, lifetime: 0, adds: 2},
+		{name: "faults with another prefix", upnp: natlab.FakeUPnP{Fault: leases(725, "0"), FaultBody: func(code int) (int, string) {
+			return 500, strings.NewReplacer("s:", "SOAP:", ":s=", ":SOAP=").Replace(natlab.SOAPFault(code))
+		}}, lifetime: 0, adds: 2},
+		{name: "answers in Latin-1", upnp: natlab.FakeUPnP{Body: func(_, body string) string {
+			return strings.Replace(body, `<?xml version="1.0"?>`, "<?xml version=\"1.0\" encoding=\"ISO-8859-1\"?><!-- \xe9 -->", 1)
+		}}, lifetime: time.Hour},
+		{name: "answers with nonsense", upnp: natlab.FakeUPnP{Body: func(_, body string) string { return "<html>" }}, kind: Malformed},
+		{name: "answers with too much", upnp: natlab.FakeUPnP{Body: func(_, body string) string { return body + strings.Repeat(" ", 65<<10) }}, kind: Malformed},
+		{name: "asks for a password", upnp: natlab.FakeUPnP{Fault: always(-401)}, kind: Refused, code: 401},
+		{name: "control URL is dead", upnp: natlab.FakeUPnP{Fault: func(string, map[string]string) int { return -404 }}, kind: NoGateway, code: 404},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f, u := startUPnP(t, c.upnp)
+			for port, m := range c.table {
+				f.SetMapping(port, m)
+			}
+			r := request(9000)
+			r.External = c.external
+			l, err := u.Map(t.Context(), r)
+			if adds := f.Count("soap AddPortMapping") + f.Count("soap AddAnyPortMapping"); c.adds != 0 && adds != c.adds {
+				t.Errorf("%d calls that add, want %d: %v", adds, c.adds, f.Args("AddPortMapping"))
+			}
+			for _, args := range append(f.Args("AddPortMapping"), f.Args("AddAnyPortMapping")...) {
+				if args["NewExternalPort"] == "0" {
+					t.Error("external port 0 was asked for")
+				}
+			}
+			if c.kind != 0 {
+				wantKind(t, err, c.kind, c.code)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			port := c.port
+			switch port {
+			case 0:
+				port = 9000
+			case 1:
+				port = alternatives(l.Internal, f.Addr)[0]
+			}
+			if l.Lifetime != c.lifetime || l.External.Port() != port || l.Internal.Port() != 9000 {
+				t.Errorf("got %+v, want lifetime %v, port %d", l, c.lifetime, port)
+			}
+		})
+	}
+}
+
+// That it takes only permanent leases is remembered: the next mapping does
+// not ask for another again.
+func TestUPnPRemembersPermanent(t *testing.T) {
+	t.Parallel()
+	f, u := startUPnP(t, natlab.FakeUPnP{Fault: func(action string, args map[string]string) int {
+		if action == "AddPortMapping" && args["NewLeaseDuration"] != "0" {
+			return 725
+		}
+		return 0
+	}})
+	for range 2 {
+		if _, err := u.Map(t.Context(), request(9000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := f.Count("soap AddPortMapping"); n != 3 {
+		t.Errorf("%d calls, want 3", n)
+	}
+}
+
+// What a gateway says of its outside address, and what follows.
+func TestUPnPExternal(t *testing.T) {
+	t.Parallel()
+	refuse := func(action string, _ map[string]string) int {
+		if strings.HasPrefix(action, "Add") {
+			return 501
+		}
+		return 0
+	}
+	for _, c := range []struct {
+		external, status string
+		fault            func(string, map[string]string) int
+		want             string // address of the lease
+		kind             Kind
+	}{
+		{"203.0.113.7", "", nil, "203.0.113.7", 0},
+		{" 203.0.113.7\n", "", nil, "203.0.113.7", 0},
+		{"192.168.0.5", "", nil, "192.168.0.5", 0},
+		{"100.64.3.2", "", nil, "100.64.3.2", 0},
+		{"", "", nil, "invalid IP", 0},
+		{"0.0.0.0", "", nil, "invalid IP", 0},
+		{"127.0.0.1", "", nil, "invalid IP", 0},
+		{"unknown", "", nil, "invalid IP", 0},
+		{"203.0.113.7", "", refuse, "", Refused},
+		{"192.168.0.5", "", refuse, "", AddressMismatch},
+		{"", "Connected", refuse, "", AddressMismatch},
+		{"", "Up", refuse, "", AddressMismatch},
+		{"", "Disconnected", refuse, "", WANDown},
+		{"0.0.0.0", " ", refuse, "", WANDown},
+	} {
+		t.Run(c.external+c.status, func(t *testing.T) {
+			t.Parallel()
+			_, u := startUPnP(t, natlab.FakeUPnP{Fault: c.fault, Services: []natlab.FakeService{{URN: "WANIPConnection:1", External: c.external, Status: c.status}}})
+			l, err := u.Map(t.Context(), request(9000))
+			if kindOf(err) != c.kind {
+				t.Fatalf("%v, want kind %v", err, c.kind)
+			}
+			if err == nil && l.External.Addr().String() != c.want {
+				t.Errorf("got %v, want %s", l.External.Addr(), c.want)
+			}
+		})
+	}
+}
+
+// Of several WANs the one that works is used, wherever it stands; one that
+// says nothing about itself comes before one that is down.
+func TestUPnPChoice(t *testing.T) {
+	t.Parallel()
+	up := natlab.FakeService{URN: "WANPPPConnection:1", External: "203.0.113.7"}
+	down := natlab.FakeService{URN: "WANIPConnection:2", Status: "Disconnected"}
+	private := natlab.FakeService{URN: "WANIPConnection:1", External: "10.1.2.3"}
+	mute := natlab.FakeService{URN: "WANIPConnection:1", Status: " "}
+	for _, c := range []struct {
+		name     string
+		services []natlab.FakeService
+		want     string
+	}{
+		{"down, private, up", []natlab.FakeService{down, private, up}, up.URN},
+		{"up, down", []natlab.FakeService{up, down}, up.URN},
+		{"down, private", []natlab.FakeService{down, private}, private.URN},
+		{"down, mute", []natlab.FakeService{down, mute}, mute.URN},
+		{"only down", []natlab.FakeService{down}, down.URN},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			_, u := startUPnP(t, natlab.FakeUPnP{Services: c.services})
+			l, err := u.Map(t.Context(), request(9000))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := l.token.(*service).urn; !strings.HasSuffix(got, c.want) {
+				t.Errorf("chose %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// A victim is a server on another address of this machine that must never
+// hear from us.
+func victim(t *testing.T) (url string, asked *atomic.Int32) {
+	t.Helper()
+	asked = new(atomic.Int32)
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }), ReadHeaderTimeout: time.Second}
+	go s.Serve(ln)
+	t.Cleanup(func() { s.Close() })
+	return "http://" + ln.Addr().String(), asked
+}
+
+// A gateway, or somebody who speaks in its place, that wants us elsewhere or
+// drowns us gets nowhere.
+func TestUPnPHostile(t *testing.T) {
+	t.Parallel()
+	evil, asked := victim(t)
+	reply := func(location string) string { return "HTTP/1.1 200 OK\r\nLOCATION: " + location + "\r\n\r\n" }
+	for _, c := range []struct {
+		name string
+		upnp natlab.FakeUPnP
+		kind Kind
+	}{
+		{"garbage datagrams", natlab.FakeUPnP{Replies: func(string) []string { return []string{"", "x", "HTTP/1.1 200 OK\r\n\r\n", strings.Repeat("A", 9000)} }}, NoGateway},
+		{"location by name", natlab.FakeUPnP{Replies: func(string) []string { return []string{reply(strings.Replace(evil, "127.0.0.1", "localhost", 1))} }}, NoGateway},
+		{"location with https", natlab.FakeUPnP{Replies: func(l string) []string { return []string{reply(strings.Replace(l, "http:", "https:", 1))} }}, NoGateway},
+		{"location at a stranger, said by another", natlab.FakeUPnP{Witness: netip.MustParseAddr("127.66.66.66"), Replies: func(string) []string { return []string{reply(evil + "/d.xml")} }}, NoGateway},
+		{"a flood of locations", natlab.FakeUPnP{Replies: func(l string) []string {
+			var all []string
+			for i := range 100 {
+				all = append(all, reply(fmt.Sprintf("%s?%d", strings.Replace(l, "desc", "nothing", 1), i)))
+			}
+			return all
+		}}, NoGateway},
+		{"redirect", natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
+			http.Redirect(w, r, evil+"/d.xml", http.StatusFound)
+			return true
+		}}, NoGateway},
+		{"redirected control", natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodPost {
+				http.Redirect(w, r, evil+"/ctl", http.StatusTemporaryRedirect)
+			}
+			return r.Method == http.MethodPost
+		}}, NoGateway},
+		{"control URL elsewhere", natlab.FakeUPnP{Services: []natlab.FakeService{{URN: "WANIPConnection:1", Control: evil + "/ctl"}}}, Unsupported},
+		{"URLBase elsewhere", natlab.FakeUPnP{Description: describeXML("<URLBase>"+evil+"</URLBase>", urnIP1, "/nowhere")}, NoGateway},
+		{"huge description", natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
+			_, _ = io.WriteString(w, "<root><device>")
+			for range 1000 { // 100 MB, if it were read
+				if _, err := io.WriteString(w, strings.Repeat("<a>", 100<<10/3)); err != nil {
+					break
+				}
+			}
+			return true
+		}}, Malformed},
+		{"huge header", natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("X", strings.Repeat("x", 100<<10))
+			return false
+		}}, NoGateway},
+		{"web page for a description", natlab.FakeUPnP{Description: "<html><body>Welcome</body></html>"}, Malformed},
+		{"no WAN service", natlab.FakeUPnP{Services: []natlab.FakeService{{URN: "Layer3Forwarding:1"}}}, Unsupported},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f, u := startUPnP(t, c.upnp)
+			_, err := u.Map(t.Context(), request(9000))
+			if kindOf(err) != c.kind {
+				t.Errorf("got %v (kind %v), want kind %v", err, kindOf(err), c.kind)
+			}
+			if n := f.Count("http " + strings.Replace(natlab.DescriptionPath, "desc", "nothing", 1)); n > maxHits {
+				t.Errorf("%d descriptions were fetched", n)
+			}
+			if n := asked.Load(); n != 0 {
+				t.Errorf("the victim was asked %d times", n)
+			}
+		})
+	}
+}
+
+// Strangers who answer first and better do not keep the gateway from being found.
+func TestUPnPForged(t *testing.T) {
+	t.Parallel()
+	evil, asked := victim(t)
+	f, u := startUPnP(t, natlab.FakeUPnP{Replies: func(l string) []string {
+		return []string{
+			"HTTP/1.1 200 OK\r\nLOCATION: " + evil + "/d.xml\r\n\r\n",
+			"HTTP/1.1 200 OK\r\nLOCATION: " + strings.Replace(l, "desc", "nothing", 1) + "\r\n\r\n",
+			"HTTP/1.1 200 OK\r\nLOCATION: " + l + "\r\n\r\n",
+		}
+	}})
+	l, err := u.Map(t.Context(), request(9000))
+	if err != nil || l.Gateway != f.Addr || asked.Load() != 0 {
+		t.Errorf("%+v, %v, victim asked %d times", l, err, asked.Load())
+	}
+}
+
+// An answer from beyond our networks is none, were it the gateway's own.
+func TestUPnPForeignNetwork(t *testing.T) {
+	t.Parallel()
+	f, u := startUPnP(t, natlab.FakeUPnP{})
+	u.host.prefixes = func() ([]netip.Prefix, error) { return []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}, nil }
+	_, err := u.Map(t.Context(), request(9000))
+	wantKind(t, err, NoGateway, 0)
+	if f.Count("ssdp") == 0 || f.Count("http "+natlab.DescriptionPath) != 0 {
+		t.Errorf("%d searches, %d fetches", f.Count("ssdp"), f.Count("http "+natlab.DescriptionPath))
+	}
+}
+
+// A device that is not the default gateway is used only when the gateway says
+// nothing for a while.
+func TestUPnPOtherDevice(t *testing.T) {
+	t.Parallel()
+	f, u := startUPnP(t, natlab.FakeUPnP{})
+	deaf := natlab.StartFake(t, natlab.FakeConfig{})
+	u.host = loopbackHost(deaf.Addr)
+	u.searcher.group = netip.AddrPortFrom(f.Addr, f.SSDPPort) // stands for the multicast that reaches it
+	start := time.Now()
+	l, err := u.Map(t.Context(), request(9000))
+	if err != nil || l.Gateway != f.Addr || time.Since(start) < u.patience {
+		t.Errorf("%+v, %v after %v", l, err, time.Since(start))
+	}
+	if err := u.Unmap(t.Context(), l); err != nil || f.Mappings() != 0 {
+		t.Errorf("unmap: %v", err)
+	}
+}
+
+// A restarted gateway has another HTTP port: one failed renewal is enough to
+// find it again, keep the external port, and delete there.
+func TestUPnPReboot(t *testing.T) {
+	t.Parallel()
+	f, u := startUPnP(t, natlab.FakeUPnP{})
+	r := request(9000)
+	r.External = 9123
+	l, err := u.Map(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Reboot(t)
+	r = request(9000)
+	r.Previous = &l
+	if l, err = u.Map(t.Context(), r); err != nil || l.External.Port() != 9123 {
+		t.Fatalf("after a reboot: %+v, %v", l, err)
+	}
+	saved, _ := f.Mapping(9123)
+	f.Reboot(t)
+	f.SetMapping(9123, saved) // some keep their table
+	if err := u.Unmap(t.Context(), l); err != nil || f.Mappings() != 0 {
+		t.Errorf("unmap after a reboot: %v, %d left", err, f.Mappings())
+	}
+}
+
+// A port that has gone to somebody else meanwhile is not deleted.
+func TestUPnPUnmapNotOurs(t *testing.T) {
+	t.Parallel()
+	f, u := startUPnP(t, natlab.FakeUPnP{})
+	l, err := u.Map(t.Context(), request(9000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.SetMapping(9000, natlab.FakeMapping{Client: "127.9.9.9", Port: 9000})
+	if err := u.Unmap(t.Context(), l); err != nil || f.Mappings() != 1 || f.Count("soap DeletePortMapping") != 0 {
+		t.Errorf("%v, %d mappings, %d deletes", err, f.Mappings(), f.Count("soap DeletePortMapping"))
+	}
+	wantKind(t, u.Unmap(t.Context(), Lease{Via: "upnp"}), Unsupported, 0)
+}
+
+// A call that is broken off takes back what it may have made.
+func TestUPnPCancelUndoes(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	release := make(chan struct{})
+	f, u := startUPnP(t, natlab.FakeUPnP{Body: func(action, body string) string {
+		if action == "AddPortMapping" {
+			cancel()
+			<-release
+		}
+		return body
+	}})
+	_, err := u.Map(ctx, request(9000))
+	close(release)
+	if !errors.Is(err, context.Canceled) || kindOf(err) != Canceled {
+		t.Errorf("got %v", err)
+	}
+	if f.Mappings() != 0 || f.Count("soap DeletePortMapping") != 1 {
+		t.Errorf("%d mappings left, %d deletes", f.Mappings(), f.Count("soap DeletePortMapping"))
+	}
+}
+
+// A slow device costs at most the caller's time.
+func TestUPnPSlow(t *testing.T) {
+	t.Parallel()
+	stop := make(chan struct{})
+	defer close(stop)
+	for _, path := range []string{natlab.DescriptionPath, "/ctl/0"} {
+		_, u := startUPnP(t, natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path == path {
+				select {
+				case <-stop:
+				case <-r.Context().Done():
+				}
+			}
+			return false
+		}})
+		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
+		start := time.Now()
+		_, err := u.Map(ctx, request(9000))
+		cancel()
+		if kindOf(err) != Timeout || time.Since(start) > time.Second {
+			t.Errorf("%s: %v after %v", path, err, time.Since(start))
+		}
+	}
+}
+
+func TestDescribeMapping(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"peerws", "peerws 9000"},
+		{"", "peerws 9000"},
+		{"żółć", "peerws 9000"},
+		{"<b>chat & talk</b>", "bchat talkb 9000"},
+		{"chat 9000", "chat 9000"},
+		{"a very long description of a program", "a very long description of 9000"},
+		{strings.Repeat("x", 40), strings.Repeat("x", 27) + " 9000"},
+	} {
+		if got := describeMapping(c.in, 9000); got != c.want || len(got) > 32 {
+			t.Errorf("%q: %q, want %q", c.in, got, c.want)
+		}
+	}
+}
+
+func TestAlternatives(t *testing.T) {
+	in := netip.MustParseAddrPort("192.168.1.5:9000")
+	gw := netip.MustParseAddr("192.168.1.1")
+	a, b := alternatives(in, gw), alternatives(in, gw)
+	if len(a) != maxAlternatives || fmt.Sprint(a) != fmt.Sprint(b) {
+		t.Errorf("%v, then %v", a, b)
+	}
+	for i, p := range a {
+		if p < 20000 || p > 59999 || i > 0 && p == a[i-1] {
+			t.Errorf("%v", a)
+		}
+	}
+	if fmt.Sprint(alternatives(netip.MustParseAddrPort("192.168.1.6:9000"), gw)) == fmt.Sprint(a) {
+		t.Error("the same for another host")
+	}
+}
