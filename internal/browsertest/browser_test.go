@@ -374,12 +374,28 @@ func TestChat(t *testing.T) {
 	wait(t, "dan", dan, "averyvery")
 	shot("cat", "room")
 	shot("dan", "room-phone-dark")
+	newer := func(page string, want bool) {
+		t.Helper()
+		wait(t, page, func() []string {
+			var visible bool
+			b.do(command{Page: page, Op: "visible", Selector: "#newer"}, &visible)
+			return []string{fmt.Sprint(visible)}
+		}, fmt.Sprint(want))
+	}
 	for _, page := range []string{"cat", "dan"} {
+		newer(page, false) // the newest line is in sight
 		var over int
 		if b.do(command{Page: page, Op: "overflow"}, &over); over > 0 {
 			t.Errorf("the page of %s is %d pixels too wide", page, over)
 		}
 	}
+
+	// Who reads further up is not pulled away, but told.
+	b.do(command{Page: "dan", Op: "wheel"}, nil)
+	bob.say("further down")
+	newer("dan", true)
+	b.do(command{Page: "dan", Op: "click", Selector: "#newer"}, nil)
+	newer("dan", false)
 	b.do(command{Page: "cat", Op: "click", Selector: "#here summary"}, nil)
 	shot("cat", "members")
 
@@ -414,6 +430,7 @@ func TestReconnect(t *testing.T) {
 		ann.say(fmt.Sprintf("line %d of ann", i))
 		b.say("cat", fmt.Sprintf("line %d of cat", i))
 		if i%(n/breaks) == n/breaks/2 {
+			b.do(command{Page: "cat", Op: "wait", Selector: "#state.on"}, nil)
 			p.cut()
 		}
 	}

@@ -48,8 +48,14 @@ const ops = {
 		p.classList.contains('note') ? '* ' + p.textContent
 			: (p.classList.contains('pending') ? 'pending ' : '') + p.querySelector('.who').textContent + p.querySelector('.text').textContent)),
 	text: ({page, selector}) => pages[page].textContent(selector),
+	wait: ({page, selector}) => pages[page].waitForSelector(selector).then(() => null),
 	visible: ({page, selector}) => pages[page].isVisible(selector),
 	click: ({page, selector}) => pages[page].click(selector),
+	// A turn of the wheel, up.
+	wheel: ({page}) => pages[page].$eval('#log', log => new Promise(done => {
+		log.addEventListener('scroll', () => done(null), {once: true});
+		log.scrollBy(0, -300);
+	})),
 	// How far the page is wider than its window.
 	overflow: ({page}) => pages[page].evaluate(() => document.documentElement.scrollWidth - innerWidth),
 	screenshot: ({page, path}) => pages[page].screenshot({path}).then(() => null),
