@@ -18,36 +18,57 @@ type terminal struct {
 	queue   chan string
 	skipped atomic.Int64  // lines that found the queue full
 	broken  chan struct{} // closed when nobody takes the output any more
+	closing chan struct{} // closed by close: what comes later is not shown
 	done    chan struct{} // closed when the goroutine has ended
 }
 
 const terminalQueue = 10_000 // lines
 
 func newTerminal(w io.Writer) *terminal {
-	t := &terminal{queue: make(chan string, terminalQueue), broken: make(chan struct{}), done: make(chan struct{})}
-	go t.write(w)
+	t := &terminal{
+		queue:   make(chan string, terminalQueue),
+		broken:  make(chan struct{}),
+		closing: make(chan struct{}),
+		done:    make(chan struct{}),
+	}
+	go t.write(bufio.NewWriter(w))
 	return t
 }
 
-func (t *terminal) write(w io.Writer) {
+func (t *terminal) write(out *bufio.Writer) {
 	defer close(t.done)
-	out := bufio.NewWriter(w)
-	broken := false
-	for s := range t.queue {
+	for broken := false; ; {
+		var s string
+		select {
+		case s = <-t.queue:
+		default:
+			if out.Flush() != nil && !broken {
+				broken = true
+				close(t.broken)
+			}
+			select {
+			case s = <-t.queue:
+			case <-t.closing:
+				// Both may have been ready.
+				if len(t.queue) == 0 {
+					return
+				}
+			}
+		}
 		if n := t.skipped.Swap(0); n > 0 {
 			s += "* " + strconv.FormatInt(n, 10) + " lines were not shown: the output was read too slowly\n"
 		}
 		out.WriteString(s)
-		if len(t.queue) == 0 && out.Flush() != nil && !broken {
-			broken = true
-			close(t.broken)
-		}
 	}
-	out.Flush()
 }
 
 // print shows a line, and waits while the terminal has more to show than it can.
-func (t *terminal) print(s string) { t.queue <- s + "\n" }
+func (t *terminal) print(s string) {
+	select {
+	case t.queue <- s + "\n":
+	case <-t.done:
+	}
+}
 
 // offer shows a line without ever waiting: if the terminal is too far behind,
 // the line is only counted.
@@ -70,7 +91,7 @@ func (t *terminal) wipe() {
 
 // close shows what is left, but does not wait for a reader that has stopped.
 func (t *terminal) close() {
-	close(t.queue)
+	close(t.closing)
 	select {
 	case <-t.done:
 	case <-time.After(500 * time.Millisecond):
