@@ -141,7 +141,7 @@ func telling(mapper, op string, errs []error) *Error {
 
 // weight orders kinds by how much they explain.
 func (k Kind) weight() int {
-	order := [...]Kind{NoGateway, Timeout, Unsupported, NoNetwork, Malformed, Conflict, NoResources, WANDown, AddressMismatch, Refused, Canceled}
+	order := [...]Kind{NoNetwork, NoGateway, Timeout, Unsupported, Malformed, Conflict, NoResources, WANDown, AddressMismatch, Refused, Canceled}
 	for i, o := range order {
 		if o == k {
 			return i

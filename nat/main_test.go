@@ -71,7 +71,7 @@ func testPMP(f *natlab.Fake) *natPMP {
 // testUPnP is a UPnP mapper that knows only the fake and has less patience.
 func testUPnP(f *natlab.Fake) *upnp {
 	u := newUPnP(loopbackHost(f.Addr), searcher{
-		port:   f.SSDPPort,
+		port:   max(f.SSDPPort, 9), // 9 discards, without UPnP
 		resend: []time.Duration{50 * time.Millisecond, 150 * time.Millisecond},
 		listen: 400 * time.Millisecond,
 	})
