@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +23,7 @@ func host(ctx context.Context, port int, useNAT bool, name string, in input, t *
 	r := newRoom()
 	cfg := peerws.ListenConfig{
 		HTTP:           page(),
+		AllowedHosts:   hostNames(),
 		MaxMessageSize: maxMessage,
 		OnConnection:   func(ws *peerws.WebSocket) { admit(r, ws) },
 	}
@@ -79,6 +82,19 @@ func host(ctx context.Context, port int, useNAT bool, name string, in input, t *
 	}
 	return err
 }
+
+// hostNames returns what this machine is called in its own network, so that the
+// page may be opened by that name too: laptop, and laptop.local by mDNS.
+func hostNames() []string {
+	name, err := os.Hostname()
+	if err != nil || !plainName.MatchString(name) {
+		return nil
+	}
+	first, _, _ := strings.Cut(name, ".")
+	return []string{name, first + ".local"}
+}
+
+var plainName = regexp.MustCompile(`^[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*$`)
 
 var errOutput = errors.New("nobody reads the output any more")
 
