@@ -85,6 +85,13 @@ func diagnose(err error) Diagnosis {
 			Summary: "Port mapping is switched off.",
 		}
 	}
+	if errors.Is(err, errLoopback) {
+		return Diagnosis{
+			Code:    "no-network",
+			Summary: "The listener is bound to loopback, which no other machine can reach.",
+			Advice:  "Bind it to 0.0.0.0 or to an address of the local network.",
+		}
+	}
 	switch kindOf(err) {
 	case NoNetwork:
 		return Diagnosis{

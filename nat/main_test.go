@@ -31,7 +31,7 @@ func leaked(patience time.Duration) string {
 		b := make([]byte, 1<<20)
 		b = b[:runtime.Stack(b, true)]
 		var left []string
-		for _, g := range strings.Split(string(b), "\n\n") {
+		for g := range strings.SplitSeq(string(b), "\n\n") {
 			if !strings.Contains(g, "TestMain") && (strings.Contains(g, "peerws/nat") || strings.Contains(g, "net/http.")) {
 				left = append(left, g)
 			}

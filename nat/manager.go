@@ -84,8 +84,11 @@ const (
 	// No lease is believed to live longer than this.
 	maxLifetime = 24 * time.Hour
 
-	// Close gives the mapping back within this, or leaves it to expire.
+	// Close gives the mapping back within this, or leaves it to expire. What
+	// an asking that is under way still takes is part of it, but this much is
+	// left for the giving back.
 	closeTimeout = 2 * time.Second
+	closeAtLeast = 500 * time.Millisecond
 )
 
 // backoff is the pause after the first, second, ... failed asking in a row;
@@ -105,6 +108,7 @@ type Manager struct {
 
 	mu     sync.Mutex
 	status Status
+	closed time.Time // when Close was called first, zero if it was not
 }
 
 // errClosing is the cause of the end of the keeper's context.
@@ -135,12 +139,17 @@ func (m *Manager) Status() Status {
 	return s
 }
 
-// Close stops keeping the mapping and gives it back to the gateway, which is
-// allowed 2 s to take it. The error is that of giving it back; the mapping
+// Close stops keeping the mapping and gives it back to the gateway; after 2 s
+// without success it leaves it. The error is that of giving it back; the mapping
 // then ends with its lifetime. Close waits for an OnChange that is running,
 // and none is called after it has returned; so it must not be called inside
 // OnChange. Every call after the first waits likewise and returns the same.
 func (m *Manager) Close() error {
+	m.mu.Lock()
+	if m.closed.IsZero() {
+		m.closed = time.Now()
+	}
+	m.mu.Unlock()
 	m.cancel(errClosing)
 	<-m.done
 	return m.err
@@ -289,11 +298,12 @@ func (m *Manager) drop(ctx context.Context, k *keeper) {
 func (m *Manager) release(k *keeper) {
 	m.mu.Lock()
 	m.status.Leases = nil
+	left := max(closeTimeout-time.Since(m.closed), closeAtLeast)
 	m.mu.Unlock()
 	if k.lease == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), left)
 	defer cancel()
 	if m.err = m.c.Mapper.Unmap(ctx, *k.lease); m.err != nil {
 		m.log.Warn("port mapping not given back", "external", k.lease.External, "via", k.lease.Via, "err", m.err)

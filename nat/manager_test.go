@@ -471,7 +471,10 @@ func TestDiagnose(t *testing.T) {
 			t.Errorf("%q: %+v, want %s", a, got, want)
 		}
 	}
-	all := []Diagnosis{diagnosePublic(publicIP), diagnose(errOff)}
+	all := []Diagnosis{diagnosePublic(publicIP), diagnose(errOff), diagnose(&Error{Kind: Unsupported, Err: errLoopback})}
+	if all[2].Code != "no-network" {
+		t.Errorf("bound to loopback: %+v", all[2])
+	}
 	for k, want := range map[Kind]string{
 		NoGateway: "no-gateway", Timeout: "no-gateway", Unsupported: "no-gateway", Refused: "refused", Conflict: "conflict", NoResources: "conflict",
 		WANDown: "wan-down", AddressMismatch: "double-nat", Malformed: "refused", NoNetwork: "no-network",

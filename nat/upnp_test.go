@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -91,10 +92,8 @@ func TestUPnPQuirks(t *testing.T) {
 			if !strings.HasPrefix(action, "Add") {
 				return 0
 			}
-			for _, l := range ok {
-				if args["NewLeaseDuration"] == l {
-					return 0
-				}
+			if slices.Contains(ok, args["NewLeaseDuration"]) {
+				return 0
 			}
 			return code
 		}
