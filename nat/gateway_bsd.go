@@ -1,5 +1,10 @@
 //go:build darwin || dragonfly || freebsd || netbsd || openbsd
 
+// What package syscall has for routing is frozen, not broken, and its
+// successor would be one more dependency.
+//
+//lint:file-ignore SA1019 as said above
+
 package nat
 
 import (
@@ -11,12 +16,10 @@ import (
 // routes the system's first one is the one in use; on macOS the others are
 // scoped to an interface.
 func defaultRoutes() ([]route, error) {
-	//lint:ignore SA1019 frozen, not broken; its successor would be one more dependency
 	b, err := syscall.RouteRIB(syscall.NET_RT_DUMP, 0)
 	if err != nil {
 		return nil, err
 	}
-	//lint:ignore SA1019 as above
 	messages, err := syscall.ParseRoutingMessage(b)
 	if err != nil {
 		return nil, err
@@ -27,8 +30,7 @@ func defaultRoutes() ([]route, error) {
 		if !ok || m.Header.Flags&syscall.RTF_UP == 0 || m.Header.Flags&(syscall.RTF_HOST|syscall.RTF_REJECT) != 0 {
 			continue
 		}
-		//lint:ignore SA1019 as above
-		addrs, err := syscall.ParseRoutingSockaddr(m)
+			addrs, err := syscall.ParseRoutingSockaddr(m)
 		if err != nil || len(addrs) <= syscall.RTAX_NETMASK {
 			continue
 		}
