@@ -30,7 +30,7 @@ func defaultRoutes() ([]route, error) {
 		if !ok || m.Header.Flags&syscall.RTF_UP == 0 || m.Header.Flags&(syscall.RTF_HOST|syscall.RTF_REJECT) != 0 {
 			continue
 		}
-			addrs, err := syscall.ParseRoutingSockaddr(m)
+		addrs, err := syscall.ParseRoutingSockaddr(m)
 		if err != nil || len(addrs) <= syscall.RTAX_NETMASK {
 			continue
 		}
