@@ -285,10 +285,8 @@ func checkResponseHeader(h http.Header) error {
 			return &SyntaxError{"response header", name, "belongs to the handshake"}
 		}
 		for _, v := range values {
-			for i := range len(v) {
-				if c := v[i]; c < ' ' && c != '\t' || c == 0x7F {
-					return &SyntaxError{"response header", name, "value has a control character"}
-				}
+			if !isText(v) {
+				return &SyntaxError{"response header", name, "value has a control character"}
 			}
 		}
 	}

@@ -31,21 +31,23 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.text }
 
+// The texts fit requests and answers.
 var (
-	errHeadLine     = &refusal{400, "", "The request line is not HTTP/1.1."}
+	errHeadLine     = &refusal{400, "", "The first line is not HTTP/1.1."}
 	errHeadEnd      = &refusal{400, "", "Header lines must end in CR LF."}
 	errHeadFold     = &refusal{400, "", "Folded header lines are not accepted."}
 	errHeadName     = &refusal{400, "", "A header name has a character it must not have."}
 	errHeadValue    = &refusal{400, "", "A header value has a character it must not have."}
-	errHeadFields   = &refusal{431, "", "The request has too many headers."}
-	errHeadTooLarge = &refusal{431, "", "The request's headers are too large."}
-	errHeadTarget   = &refusal{414, "", "The request's target is too long."}
+	errHeadFields   = &refusal{431, "", "There are too many header lines."}
+	errHeadTooLarge = &refusal{431, "", "The header lines are too large."}
+	errHeadTarget   = &refusal{414, "", "The first line is too long."}
 )
 
 // headEnd returns the size of the head at the start of b, its blank line
 // included, or 0 if it is not complete. from is how much of b an earlier call
 // has seen without finding the end, so that a slow peer costs linear time. What
-// cannot become a head is refused before its end is seen.
+// cannot become a head is refused before its end is seen: clients of other
+// protocols say a line, or a byte, and wait.
 func headEnd(b []byte, from int) (n int, err *refusal) {
 	if from == 0 && len(b) > 0 && !isToken(b[0]) {
 		return 0, errHeadLine
@@ -58,6 +60,9 @@ func headEnd(b []byte, from int) (n int, err *refusal) {
 		i += k
 		if i == 0 || b[i-1] != '\r' {
 			return 0, errHeadEnd
+		}
+		if bytes.IndexByte(b, '\n') == i && !bytes.Contains(b[:i], []byte("HTTP/")) {
+			return 0, errHeadLine
 		}
 		if i >= 3 && b[i-2] == '\n' {
 			return i + 1, nil
@@ -91,8 +96,8 @@ func (h *head) parseRequest(b []byte) *refusal {
 func (h *head) parseResponse(b []byte) (status int, _ *refusal) {
 	line, rest, _ := bytes.Cut(b, []byte("\r\n"))
 	proto, line, _ := bytes.Cut(line, []byte(" "))
-	code, _, _ := bytes.Cut(line, []byte(" "))
-	if !isProto(proto) || string(proto) != "HTTP/1.1" || len(code) != 3 {
+	code, reason, _ := bytes.Cut(line, []byte(" "))
+	if string(proto) != "HTTP/1.1" || len(code) != 3 || !isText(reason) {
 		return 0, errHeadLine
 	}
 	for _, c := range code {
@@ -127,10 +132,8 @@ func (h *head) parseFields(b []byte) *refusal {
 		if !ok || !isTokens(name) { // "Name :" too, §5.1
 			return errHeadName
 		}
-		for _, c := range value {
-			if c < ' ' && c != '\t' || c == 0x7F {
-				return errHeadValue
-			}
+		if !isText(value) {
+			return errHeadValue
 		}
 		if len(h.fields) == maxFields {
 			return errHeadFields
@@ -174,6 +177,17 @@ func isToken(c byte) bool {
 		return true
 	}
 	return strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
+}
+
+// isText reports whether s may stand in a field value (RFC 9110 §5.5): control
+// characters may not.
+func isText[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' && c != '\t' || c == 0x7F {
+			return false
+		}
+	}
+	return true
 }
 
 // isTokens reports whether s is a token.
