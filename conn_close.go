@@ -185,15 +185,20 @@ func (c *WebSocket) closedErr(op string) error {
 func (c *WebSocket) finish(v verdict) {
 	if v == vClosing {
 		c.awaitWritten()
-		// The listening side ends first (§7.1.1), and so does whoever has failed
-		// the connection: the peer may not know yet.
 		c.mu.Lock()
-		first := !c.core.client || !c.lf.received // a violation is no answer
+		listening, received := !c.core.client, c.lf.received
+		answered := received && c.lf.initiator == InitiatorLocal // the peer has our Close frame already
 		c.mu.Unlock()
-		if first && !c.aborted.Load() {
+		// The listening side ends the transport first (§7.1.1), and so does
+		// whoever has failed the connection. Closing with unread bytes would
+		// reset it, and our Close frame could be lost with that: so we wait for
+		// the peer's end, unless it has answered.
+		if (listening || !received) && !c.aborted.Load() {
 			closeWrite(c.conn)
 		}
-		c.drain()
+		if !listening || !answered {
+			c.drain()
+		}
 	}
 	c.wmu.Lock()
 	c.wr.shut = true

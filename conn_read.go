@@ -302,8 +302,7 @@ func (c *WebSocket) readFailed(err error) verdict {
 }
 
 // drain throws away what the peer still sends, until it ends its side or the
-// socket is aborted. Closing with unread bytes would reset the connection, and
-// our Close frame could be lost with it.
+// socket is aborted.
 func (c *WebSocket) drain() {
 	c.core.release()
 	for {

@@ -629,8 +629,8 @@ func TestBackPressure(t *testing.T) {
 // newest of many pings is answered, between two frames.
 func TestBackPressure_RawPath(t *testing.T) {
 	ours, theirs := tcpPair(t)
-	ours.(*net.TCPConn).SetWriteBuffer(8 << 10)
-	theirs.(*net.TCPConn).SetReadBuffer(8 << 10)
+	ours.(*net.TCPConn).SetWriteBuffer(64 << 10)
+	theirs.(*net.TCPConn).SetReadBuffer(64 << 10)
 	set := testSettings()
 	set.maxBuffered = -1
 	c := accepted(set, ours, false)
@@ -640,7 +640,7 @@ func TestBackPressure_RawPath(t *testing.T) {
 	var want []byte
 	total := 0
 	for i := range 200 {
-		msg := bytes.Repeat([]byte{byte(i)}, i*97)
+		msg := bytes.Repeat([]byte{byte(i)}, i*320)
 		total += len(msg)
 		if err := c.SendBinary(msg); err != nil {
 			t.Fatal(err)

@@ -6,9 +6,9 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -214,10 +214,8 @@ func checkProtocols(protocols []string) error {
 		if !isTokens(p) {
 			return &SyntaxError{"protocol", p, "must be a token: no spaces, no separators, not empty"}
 		}
-		for _, q := range protocols[:i] {
-			if p == q {
-				return &SyntaxError{"protocol", p, "given twice"}
-			}
+		if slices.Contains(protocols[:i], p) {
+			return &SyntaxError{"protocol", p, "given twice"}
 		}
 	}
 	return nil
@@ -357,6 +355,3 @@ func splitHost(s string) (host, port string, ok bool) {
 	}
 	return host, s, host != "" && !strings.ContainsAny(host, "[]")
 }
-
-// joinHost is net.JoinHostPort for a port number.
-func joinHost(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }

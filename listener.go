@@ -215,6 +215,9 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 	}
 	hosts := c.AllowedHosts
 	if _, err := netip.ParseAddr(c.Address); err != nil && c.Address != "" {
+		if _, ok := hostName(c.Address); !ok {
+			return nil, &SyntaxError{"address", c.Address, "must be a host name or an IP address, without a port"}
+		}
 		hosts = append(hosts[:len(hosts):len(hosts)], c.Address)
 	}
 	policy, err := newPolicy(c.AllowedOrigins, hosts)

@@ -14,7 +14,7 @@ import (
 // So the name must also be one we know to be ours.
 type policy struct {
 	origins []string // serialised, lower case; or "*", "null"
-	hosts   []string // names of ours, lower case, without port
+	hosts   []string // names of ours, as hostName makes them
 }
 
 // newPolicy checks and normalises the options AllowedOrigins and AllowedHosts.
@@ -26,19 +26,29 @@ func newPolicy(origins, hosts []string) (*policy, error) {
 			continue
 		}
 		n, ok := normalOrigin(o)
-		if !ok {
+		if !ok || strings.Contains(n, "*") { // a pattern would match nothing
 			return nil, &SyntaxError{"allowed origin", o, `must be scheme://host[:port], "null" or "*"`}
 		}
 		p.origins = append(p.origins, n)
 	}
 	for _, h := range hosts {
-		name, port, ok := splitHost(h)
-		if !ok || port != "" {
+		name, ok := hostName(h)
+		if !ok {
 			return nil, &SyntaxError{"allowed host", h, "must be a host name without a port"}
 		}
-		p.hosts = append(p.hosts, strings.ToLower(name))
+		p.hosts = append(p.hosts, name)
 	}
 	return p, nil
+}
+
+// hostName returns a host without a port in lower case, without the dot that
+// may end a name.
+func hostName(s string) (string, bool) {
+	name, port, ok := splitHost(s)
+	if !ok || port != "" || strings.Contains(s, "*") || !validHost([]byte(s)) {
+		return "", false
+	}
+	return strings.TrimSuffix(strings.ToLower(name), "."), true
 }
 
 // allows reports whether a page of origin may connect to host, both as they

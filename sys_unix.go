@@ -60,26 +60,3 @@ func (s *sysOps) writeOnce(fd uintptr, bufs [][]byte) (n int, err error) {
 		}
 	}
 }
-
-// writeEach is writev by single writes, for systems and builds without it.
-func writeEach(fd uintptr, bufs [][]byte) (n int, err error) {
-	for _, b := range bufs {
-		if len(b) == 0 {
-			continue
-		}
-		k, err := syscall.Write(int(fd), b)
-		if k > 0 {
-			n += k
-		}
-		if err != nil {
-			if n > 0 { // the rest is told by the next call
-				return n, nil
-			}
-			return 0, err
-		}
-		if k < len(b) {
-			break
-		}
-	}
-	return n, nil
-}

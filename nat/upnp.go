@@ -3,6 +3,7 @@ package nat
 import (
 	"context"
 	"errors"
+	"fmt"
 	"hash/fnv"
 	"net/netip"
 	"slices"
@@ -157,7 +158,18 @@ func (u *upnp) obtain(ctx context.Context, s *service, internal netip.AddrPort, 
 }
 
 // addPort maps one external port, with whatever lease the gateway takes.
+//
+// It looks first who has the port: gateways overwrite the entry of another
+// program on this machine without a word, since the client is the same, and
+// some do so with everybody's, forwards made by hand included.
 func (u *upnp) addPort(ctx context.Context, s *service, internal netip.AddrPort, port uint16, r Request) (entry, error) {
+	switch e, err := s.entry(ctx, port); {
+	case err == nil && !e.ours(internal) && !e.client.IsUnspecified():
+		return entry{}, &Error{Kind: Conflict, Code: codeConflict, Err: fmt.Errorf("external port %d is forwarded to %s", port, netip.AddrPortFrom(e.client, e.port))}
+	case ctx.Err() != nil, kindOf(err) == Timeout:
+		return entry{}, err
+	}
+
 	description := describeMapping(r.Description, internal.Port())
 	s.mu.Lock()
 	anyPort := s.urn == urnIP2 && !s.noAny && r.Previous == nil

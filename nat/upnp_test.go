@@ -126,9 +126,22 @@ func TestUPnPQuirks(t *testing.T) {
 		{name: "728 table full", upnp: natlab.FakeUPnP{Fault: always(728)}, kind: NoResources, code: 728, adds: 1},
 		{name: "729 other mechanism", upnp: natlab.FakeUPnP{Fault: always(729)}, kind: Conflict, code: 729, adds: 5},
 		{name: "718 for ever", upnp: natlab.FakeUPnP{Fault: always(718)}, kind: Conflict, code: 718, adds: 5},
-		{name: "718 somebody has it", table: map[uint16]natlab.FakeMapping{9000: taken}, lifetime: time.Hour, port: 1, adds: 2},
+		{name: "718 somebody has it", table: map[uint16]natlab.FakeMapping{9000: taken}, lifetime: time.Hour, port: 1, adds: 1},
+		{name: "another program of this machine has it", table: map[uint16]natlab.FakeMapping{9000: {Client: "127.0.0.1", Port: 9001, Lease: 60}}, lifetime: time.Hour, port: 1, adds: 1},
+		{name: "another program of this machine has it, IGD2", upnp: natlab.FakeUPnP{Services: ipConnection(2)}, table: map[uint16]natlab.FakeMapping{9000: {Client: "127.0.0.1", Port: 9001, Lease: 60}}, lifetime: time.Hour, port: 1, adds: 1},
+		{name: "nobody's entry", table: map[uint16]natlab.FakeMapping{9000: {Client: "0.0.0.0"}}, kind: Conflict, code: 718, adds: 5, upnp: natlab.FakeUPnP{Fault: always(718)}},
+		{name: "taken, and it would overwrite", upnp: natlab.FakeUPnP{Overwrites: true}, table: map[uint16]natlab.FakeMapping{9000: taken}, lifetime: time.Hour, port: 1, adds: 1},
+		{name: "718 from a gateway that cannot show entries", upnp: natlab.FakeUPnP{Fault: func(action string, args map[string]string) int {
+			switch {
+			case action == "GetSpecificPortMappingEntry":
+				return 401
+			case args["NewExternalPort"] == "9000" && action == "AddPortMapping":
+				return 718
+			}
+			return 0
+		}}, lifetime: time.Hour, port: 1, adds: 2},
 		{name: "718 although it is ours", upnp: natlab.FakeUPnP{Fault: always(718)}, table: map[uint16]natlab.FakeMapping{9000: {Client: "127.0.0.1", Port: 9000, Lease: 1234}}, lifetime: 1234 * time.Second, adds: 1},
-		{name: "718 and ours with another internal port", upnp: natlab.FakeUPnP{Fault: always(718)}, table: map[uint16]natlab.FakeMapping{9000: {Client: "127.0.0.1", Port: 9001}}, kind: Conflict, code: 718, adds: 5},
+		{name: "718 and ours with another internal port", upnp: natlab.FakeUPnP{Fault: always(718)}, table: map[uint16]natlab.FakeMapping{9000: {Client: "127.0.0.1", Port: 9001}}, kind: Conflict, code: 718, adds: 4},
 		{name: "724 same ports", external: 8080, upnp: natlab.FakeUPnP{Fault: func(action string, args map[string]string) int {
 			if action == "AddPortMapping" && args["NewExternalPort"] != args["NewInternalPort"] {
 				return 724
@@ -144,7 +157,7 @@ func TestUPnPQuirks(t *testing.T) {
 			return 0
 		}}, lifetime: time.Hour, adds: 2},
 		{name: "IGD2 with another port", upnp: natlab.FakeUPnP{Services: ipConnection(2), AnyPort: 1024}, lifetime: time.Hour, port: 1024, adds: 1},
-		{name: "IGD2 moves from a taken port", upnp: natlab.FakeUPnP{Services: ipConnection(2)}, table: map[uint16]natlab.FakeMapping{9000: taken}, lifetime: time.Hour, port: 9001, adds: 1},
+		{name: "IGD2 and a taken port", upnp: natlab.FakeUPnP{Services: ipConnection(2)}, table: map[uint16]natlab.FakeMapping{9000: taken}, lifetime: time.Hour, port: 1, adds: 1},
 		{name: "IGD2 refuses with 728", upnp: natlab.FakeUPnP{Services: ipConnection(2), Fault: func(action string, _ map[string]string) int {
 			return map[string]int{"AddAnyPortMapping": 728, "AddPortMapping": 606}[action]
 		}}, kind: Refused, code: 606, adds: 2},
@@ -214,6 +227,11 @@ func TestUPnPQuirks(t *testing.T) {
 			}
 			if err != nil {
 				t.Fatal(err)
+			}
+			for port, m := range c.table {
+				if got, _ := f.Mapping(port); got != m {
+					t.Errorf("%+v became %+v", m, got)
+				}
 			}
 			port := c.port
 			switch port {

@@ -45,6 +45,9 @@ type FakeUPnP struct {
 	// Forgetful says yes to every mapping and keeps none.
 	Forgetful bool
 
+	// Overwrites lets everybody take everybody's port.
+	Overwrites bool
+
 	// AnyPort, when not 0, is the port AddAnyPortMapping grants.
 	AnyPort uint16
 }
@@ -294,7 +297,7 @@ func (f *Fake) perform(s FakeService, action string, args map[string]string, cli
 		if action == "AddAnyPortMapping" && f.config.UPnP.AnyPort != 0 {
 			external = f.config.UPnP.AnyPort
 		}
-		if old, ok := f.table[external]; ok && old.Client != m.Client {
+		if old, ok := f.table[external]; ok && old.Client != m.Client && !f.config.UPnP.Overwrites {
 			if action == "AddPortMapping" {
 				return "", 718
 			}
