@@ -1,2 +1,52 @@
-// Package peerws lets any program be a WebSocket peer.
+// Package peerws makes any program a WebSocket peer: it listens on a port, asks
+// the home router to forward it, does the opening handshake, and hands over
+// WebSocket objects. Browsers and programs connect to it; there is no relay.
+//
+//	l, err := peerws.Listen(9000, "chat")
+//	l.OnConnection(func(c *peerws.WebSocket) {
+//		c.OnMessage(func(c *peerws.WebSocket, m peerws.Message) { c.Send(m) })
+//	})
+//
+// The names are those of a proposal of 2009, which put a WebSocketListener
+// beside the browser's WebSocket, and of the WHATWG WebSockets standard.
+//
+// # The data's way
+//
+//	in:   bytes → frame.go → message.go → conn_read.go → OnMessage
+//	out:  Send → conn_write.go → frame.go → bytes
+//	port: listener.go → nat.Manager → nat.Mapper → the router
+//
+// An idle connection is one parked goroutine without a buffer. What it receives
+// is taken apart and unmasked where it lies; a message that arrived in one piece
+// is never copied.
+//
+// # The contract
+//
+// Every method may be called from any goroutine. The callbacks of one socket
+// run one at a time and in order; while one runs, nothing more is read from that
+// peer. Message.Data is loaned in OnMessage: it is valid until the callback
+// returns. Builds with the race detector overwrite it then.
+//
+// Send never blocks: what the kernel does not take is queued up to
+// MaxBufferedAmount, then Send says ErrBufferFull; Write waits instead. Once a
+// socket is closing, errors wrap net.ErrClosed and the [CloseEvent].
+//
+// In every option zero stands for the default and negative for off.
+//
+// # Who may connect
+//
+// Programs always may. A web page may if its origin is in AllowedOrigins, or if
+// it comes from the very host it connects to and that is an IP address,
+// localhost or one of AllowedHosts. ListenConfig.Authorize can ask for more.
+//
+// # Limitations
+//
+//   - Browsers let a page that was loaded over https open ws:// only to this
+//     machine itself; pages loaded over http, and programs, may open it anywhere.
+//   - A router that is itself behind another one, or behind the provider's
+//     carrier-grade NAT, cannot make a port reachable; Reachability says so.
+//   - The listener speaks plain ws so far; the dialler also wss. There is no
+//     compression, no keepalive ping and no reading by calls yet: OnMessage is
+//     the way to read.
+//   - WebSocket over HTTP/2 and HTTP/3 (RFC 8441, RFC 9220) is not spoken.
 package peerws

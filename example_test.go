@@ -1,0 +1,122 @@
+package peerws_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+
+	"github.com/peerws/peerws"
+	"github.com/peerws/peerws/nat"
+)
+
+// A peer that sends everything back. Listen asks the router to forward the
+// port; ListenConfig alone does not.
+func ExampleListen() {
+	l, err := peerws.Listen(9000, "echo")
+	if err != nil {
+		log.Fatal(err)
+	}
+	l.OnConnection(func(c *peerws.WebSocket) {
+		c.OnMessage(func(c *peerws.WebSocket, m peerws.Message) { c.Send(m) })
+	})
+	l.OnAddressChange(func([]peerws.Address) {
+		fmt.Println(l.URL(), l.Reachability().Summary)
+	})
+	<-l.Done()
+}
+
+func ExampleListenConfig() {
+	l, err := peerws.ListenConfig{
+		Address: "127.0.0.1",
+		HTTP:    http.FileServer(http.Dir("page")), // the page that connects, on the same port
+		OnConnection: func(c *peerws.WebSocket) {
+			c.OnMessage(func(c *peerws.WebSocket, m peerws.Message) {
+				c.SendText("you said " + string(m.Data))
+			})
+		},
+	}.Listen(context.Background(), 0)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+
+	c, err := peerws.Dial(context.Background(), l.URL())
+	if err != nil {
+		log.Fatal(err)
+	}
+	answer := make(chan string)
+	c.OnMessage(func(_ *peerws.WebSocket, m peerws.Message) { answer <- string(m.Data) })
+	c.SendText("hello")
+	fmt.Println(<-answer)
+	c.Close()
+	<-c.Done()
+	// Output: you said hello
+}
+
+// A router whose port was forwarded by hand needs no asking.
+func ExampleListenConfig_staticForward() {
+	_, err := peerws.ListenConfig{
+		NAT: nat.Static(netip.MustParseAddrPort("203.0.113.7:9000")),
+	}.Listen(context.Background(), 9000, "chat")
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+func ExampleWebSocketListener_Connections() {
+	l, err := peerws.ListenConfig{Address: "127.0.0.1"}.Listen(context.Background(), 0)
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		c, err := peerws.Dial(context.Background(), l.URL())
+		if err != nil {
+			log.Fatal(err)
+		}
+		<-c.Done()
+		l.Close()
+	}()
+	for c, err := range l.Connections(context.Background()) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println("somebody came")
+		c.CloseWith(1000, "bye")
+	}
+	<-l.Done()
+	// Output: somebody came
+}
+
+// Errors say who ended the connection, and why.
+func ExampleCloseEvent() {
+	l, err := peerws.ListenConfig{
+		Address:        "127.0.0.1",
+		MaxMessageSize: 10,
+		OnConnection:   func(c *peerws.WebSocket) { c.OnMessage(func(*peerws.WebSocket, peerws.Message) {}) },
+	}.Listen(context.Background(), 0)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	c, err := peerws.Dial(context.Background(), l.URL())
+	if err != nil {
+		log.Fatal(err)
+	}
+	c.SendText("more than ten bytes")
+	ev, _ := c.Wait(context.Background())
+	fmt.Println(ev.Code, ev.Initiator)
+
+	err = c.SendText("too late")
+	fmt.Println(errors.Is(err, net.ErrClosed))
+	if ev, ok := errors.AsType[peerws.CloseEvent](err); ok {
+		fmt.Println(ev.Reason)
+	}
+	// Output:
+	// 1009 peer
+	// true
+	// over the limit
+}
