@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -21,34 +22,42 @@ import (
 
 // Refusals that the checks give. Their texts go to the peer.
 var (
-	errNoUpgrade    = &refusal{426, upgradeLines, "This port speaks WebSocket; connect with ws://."}
-	errMethod       = &refusal{405, "Allow: GET\r\n", "A WebSocket is opened with GET."}
-	errHTTPVersion  = &refusal{400, "", "A WebSocket is opened with HTTP/1.1."}
-	errHost         = &refusal{400, "", "The request needs exactly one valid Host."}
-	errBody         = &refusal{400, "", "A WebSocket request has no body."}
-	errTarget       = &refusal{400, "", "The request target must be a path."}
-	errConnection   = &refusal{400, "", "The request lacks Connection: Upgrade."}
-	errVersion      = &refusal{426, upgradeLines, "This port speaks WebSocket version 13."}
-	errVersionTwice = &refusal{400, "", "The request needs exactly one Sec-WebSocket-Version."}
-	errKey          = &refusal{400, "", "The request needs one Sec-WebSocket-Key of 16 bytes in base64."}
-	errOrigins      = &refusal{400, "", "The request has more than one Origin."}
-	errOrigin       = &refusal{403, "", "Pages of this origin may not connect here."}
-	errProtocols    = &refusal{400, "", "The request's Sec-WebSocket-Protocol is malformed."}
-	errNoProtocol   = &refusal{400, "", "None of the offered subprotocols is spoken here."}
-	errFull         = &refusal{503, "", "This peer has no room for another connection."}
-	errClosing      = &refusal{503, "", "This peer is going away."}
+	errNoUpgrade    = &refusal{426, upgradeHeader, "This port speaks WebSocket; connect with ws://."}
+	errMethod       = &refusal{405, http.Header{"Allow": {"GET"}}, "A WebSocket is opened with GET."}
+	errHTTPVersion  = &refusal{400, nil, "A WebSocket is opened with HTTP/1.1."}
+	errHost         = &refusal{400, nil, "The request needs exactly one valid Host."}
+	errBody         = &refusal{400, nil, "A WebSocket request has no body."}
+	errTarget       = &refusal{400, nil, "The request target must be a path."}
+	errConnection   = &refusal{400, nil, "The request lacks Connection: Upgrade."}
+	errVersion      = &refusal{426, upgradeHeader, "This port speaks WebSocket version 13."}
+	errVersionTwice = &refusal{400, nil, "The request needs exactly one Sec-WebSocket-Version."}
+	errKey          = &refusal{400, nil, "The request needs one Sec-WebSocket-Key of 16 bytes in base64."}
+	errOrigins      = &refusal{400, nil, "The request has more than one Origin."}
+	errOrigin       = &refusal{403, nil, "Pages of this origin may not connect here."}
+	errProtocols    = &refusal{400, nil, "The request's Sec-WebSocket-Protocol is malformed."}
+	errNoProtocol   = &refusal{400, nil, "None of the offered subprotocols is spoken here."}
+	errFull         = &refusal{503, nil, "This peer has no room for another connection."}
+	errClosing      = &refusal{503, nil, "This peer is going away."}
 )
 
-const upgradeLines = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+// upgradeHeader goes with a 426 (RFC 9110 §15.5.22, RFC 6455 §4.2.2).
+var upgradeHeader = http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-WebSocket-Version": {"13"}}
 
 // response renders a refusal. The connection ends with it.
 func (r *refusal) response() []byte {
-	conn := "Connection: close\r\n"
-	if strings.Contains(r.header, "Connection:") {
-		conn = ""
-	}
-	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\n%s%sContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: %d\r\n\r\n%s\n",
-		r.status, http.StatusText(r.status), r.header, conn, len(r.text)+1, r.text)
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nConnection: close\r\n", r.status, http.StatusText(r.status))
+	r.header.Write(&b)
+	fmt.Fprintf(&b, "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: %d\r\n\r\n%s\n", len(r.text)+1, r.text)
+	return b.Bytes()
+}
+
+// writeTo answers through net/http.
+func (r *refusal) writeTo(w http.ResponseWriter) {
+	h := w.Header()
+	maps.Copy(h, r.header)
+	h["Connection"] = append([]string{"close"}, r.header["Connection"]...)
+	http.Error(w, r.text, r.status)
 }
 
 // readHead reads from conn into b until the blank line that ends the head, and
@@ -94,14 +103,13 @@ type opening struct {
 // is offered is chosen.
 func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal) {
 	host, hosts := h.get("Host")
-	_, lengths := h.get("Content-Length")
+	length, lengths := h.get("Content-Length")
 	_, encodings := h.get("Transfer-Encoding")
 	version, versions := h.get("Sec-WebSocket-Version")
 	key, keys := h.get("Sec-WebSocket-Key")
 	origin, origins := h.get("Origin")
-	_, upgrades := h.get("Upgrade")
-	_, connections := h.get("Connection")
-	length, _ := h.get("Content-Length")
+	upgrade, upgrades := h.get("Upgrade")
+	connection, connections := h.get("Connection")
 	switch {
 	case string(h.method) != http.MethodGet:
 		return o, errMethod
@@ -109,9 +117,9 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 		return o, errHTTPVersion
 	case hosts != 1 || !validHost(host):
 		return o, errHost
-	case encodings > 0 || lengths > 0 && string(length) != "0":
+	case encodings > 0 || lengths > 1 || lengths == 1 && string(length) != "0":
 		return o, errBody
-	case h.target[0] != '/':
+	case !validTarget(h.target):
 		return o, errTarget
 	case !h.hasToken("Connection", "upgrade"):
 		return o, errConnection
@@ -127,7 +135,8 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 		return o, errOrigin
 	}
 	o.key = key
-	o.plain = upgrades == 1 && connections == 1
+	o.plain = upgrades == 1 && strings.EqualFold(string(upgrade), "websocket") &&
+		connections == 1 && strings.EqualFold(string(connection), "upgrade")
 	if o.protocol, r = chooseProtocol(h, protocols); r != nil {
 		return o, r
 	}
@@ -135,6 +144,14 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	both := string(host) + string(h.target)
 	o.host, o.target = both[:len(host)], both[len(host):]
 	return o, nil
+}
+
+// validTarget reports whether t is a path (RFC 9112 §3.2.1), perhaps with a
+// query, that net/http can read.
+func validTarget(t []byte) bool {
+	path, _, _ := bytes.Cut(t, []byte("?"))
+	_, err := url.PathUnescape(string(path))
+	return t[0] == '/' && err == nil && bytes.IndexByte(t, '#') < 0
 }
 
 // validHost reports whether v can be a Host: a name or address, and perhaps a
@@ -243,7 +260,7 @@ func (o *opening) answer(b []byte, header http.Header) ([]byte, error) {
 }
 
 // canonical is the shortest head that says what o says, for requests whose
-// upgrade is spread over several fields, or that net/http has read.
+// upgrade is one of a list, or that net/http has read.
 func (o *opening) canonical() []byte {
 	b := fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n", o.host, o.key)
 	if o.protocol != "" {

@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"bytes"
+	"net/http"
 	"strings"
 )
 
@@ -25,22 +26,22 @@ type head struct {
 // A refusal is why a request is not accepted and what its sender is told.
 type refusal struct {
 	status int
-	header string // further header lines, each ended by CR LF
-	text   string // one plain sentence
+	header http.Header // added to the answer
+	text   string      // one plain sentence
 }
 
 func (r *refusal) Error() string { return r.text }
 
 // The texts fit requests and answers.
 var (
-	errHeadLine     = &refusal{400, "", "The first line is not HTTP/1.1."}
-	errHeadEnd      = &refusal{400, "", "Header lines must end in CR LF."}
-	errHeadFold     = &refusal{400, "", "Folded header lines are not accepted."}
-	errHeadName     = &refusal{400, "", "A header name has a character it must not have."}
-	errHeadValue    = &refusal{400, "", "A header value has a character it must not have."}
-	errHeadFields   = &refusal{431, "", "There are too many header lines."}
-	errHeadTooLarge = &refusal{431, "", "The header lines are too large."}
-	errHeadTarget   = &refusal{414, "", "The first line is too long."}
+	errHeadLine     = &refusal{400, nil, "The first line is not HTTP/1.1."}
+	errHeadEnd      = &refusal{400, nil, "Header lines must end in CR LF."}
+	errHeadFold     = &refusal{400, nil, "Folded header lines are not accepted."}
+	errHeadName     = &refusal{400, nil, "A header name has a character it must not have."}
+	errHeadValue    = &refusal{400, nil, "A header value has a character it must not have."}
+	errHeadFields   = &refusal{431, nil, "There are too many header lines."}
+	errHeadTooLarge = &refusal{431, nil, "The header lines are too large."}
+	errHeadTarget   = &refusal{414, nil, "The first line is too long."}
 )
 
 // headEnd returns the size of the head at the start of b, its blank line

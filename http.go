@@ -162,17 +162,3 @@ func headOf(r *http.Request) *head {
 	}
 	return h
 }
-
-// writeTo answers through net/http.
-func (r *refusal) writeTo(w http.ResponseWriter) {
-	h := w.Header()
-	switch r.status {
-	case http.StatusMethodNotAllowed:
-		h.Set("Allow", "GET")
-	case http.StatusUpgradeRequired:
-		h.Set("Sec-WebSocket-Version", "13")
-		h.Set("Upgrade", "websocket")
-	}
-	h.Set("Connection", "close")
-	http.Error(w, r.text, r.status)
-}

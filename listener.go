@@ -105,7 +105,7 @@ type ListenConfig struct {
 
 // A RejectError is returned by [ListenConfig.Authorize] to choose the answer.
 type RejectError struct {
-	Status int         // an HTTP error status; 0: 403
+	Status int         // 400 to 599; else 403 is sent
 	Header http.Header // added to the answer
 	Body   string      // plain text
 }
@@ -693,19 +693,20 @@ func (l *WebSocketListener) authorized(req *request, remote net.Addr) error {
 		return nil
 	}
 	err := l.authorize(req.http(remote.String()))
+	req.asked = false // its headers need not stay for that
 	if err == nil {
 		return nil
 	}
 	r := &refusal{status: http.StatusForbidden, text: "Not allowed."}
 	if e, ok := errors.AsType[*RejectError](err); ok {
-		r.status = orDefault(e.Status, http.StatusForbidden)
+		if e.Status >= 400 && e.Status <= 599 {
+			r.status = e.Status
+		}
 		r.text = orDefault(e.Body, r.text)
-		if checkResponseHeader(e.Header) == nil {
-			for name, values := range e.Header {
-				for _, v := range values {
-					r.header += name + ": " + v + "\r\n"
-				}
-			}
+		if err := checkResponseHeader(e.Header); err != nil {
+			l.log.Warn("RejectError.Header not sent", "err", err)
+		} else {
+			r.header = e.Header
 		}
 	}
 	return r
