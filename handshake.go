@@ -37,6 +37,7 @@ var (
 	errProtocols    = &refusal{400, nil, "The request's Sec-WebSocket-Protocol is malformed."}
 	errNoProtocol   = &refusal{400, nil, "None of the offered subprotocols is spoken here."}
 	errFull         = &refusal{503, nil, "This peer has no room for another connection."}
+	errCrowd        = &refusal{503, nil, "There are too many connections from your address."}
 	errClosing      = &refusal{503, nil, "This peer is going away."}
 )
 

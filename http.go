@@ -124,6 +124,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		refused = l.reserve()
 	}
 	if refused != nil {
+		l.countRefused()
 		refused.writeTo(w)
 		return
 	}
@@ -144,8 +145,18 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	o.plain = false // net/http has read it: the answer is made from what it found
 	req := &request{host: o.host, target: o.target, parsed: r.WithContext(context.Background())}
 	req.parsed.Body = http.NoBody
-	l.setHandshakeDeadline(conn)
-	l.upgradeThen(conn, nil, early, &o, req, key, func() {})
+	over, refused := l.enter(conn)
+	if refused != nil {
+		early.free()
+		l.refuse(conn, refused)
+		l.unreserve()
+		l.leave(key)
+		return
+	}
+	go func() { // net/http would recover a panic of the program's here
+		defer over()
+		l.upgradeThen(conn, nil, early, &o, req, key, over)
+	}()
 }
 
 // headOf puts a request that net/http has read back into a head.

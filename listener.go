@@ -488,40 +488,60 @@ func (l *WebSocketListener) admit(conn net.Conn) {
 	}
 	l.mu.Unlock()
 	if full {
-		l.turnAway(conn, "too many connections from one address")
+		l.turnAway(conn, errCrowd)
 		return
 	}
-	if l.handshakes != nil && !l.handshakes.TryAcquire(1) {
+	over, r := l.enter(conn)
+	if r != nil {
 		l.leave(key)
-		l.turnAway(conn, "too many handshakes at a time")
+		l.turnAway(conn, r)
 		return
+	}
+	go l.handshake(conn, key, over)
+}
+
+// enter counts a transport as being in its opening handshake, until over is
+// called, however often.
+func (l *WebSocketListener) enter(conn net.Conn) (over func(), r *refusal) {
+	if l.handshakes != nil && !l.handshakes.TryAcquire(1) {
+		return nil, errFull
+	}
+	release := func() {
+		if l.handshakes != nil {
+			l.handshakes.Release(1)
+		}
 	}
 	l.setHandshakeDeadline(conn) // before Close can find it in pending and set its own
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.state == ListenerClosed {
-		l.mu.Unlock()
-		conn.Close()
-		return
+		release()
+		return nil, errClosing
 	}
 	l.pending[conn] = struct{}{}
 	l.work.Add(1)
-	l.mu.Unlock()
-	go l.handshake(conn, key)
+	return sync.OnceFunc(func() {
+		l.mu.Lock()
+		delete(l.pending, conn)
+		l.mu.Unlock()
+		release()
+		l.work.Done()
+	}), nil
 }
 
-// turnAway says 503 without reading anything. A few peers at a time are given
-// the chance to see it: closing with their request unread would reset the
-// connection.
-func (l *WebSocketListener) turnAway(conn net.Conn, why string) {
+// turnAway refuses a transport without reading anything. A few peers at a time
+// are given the chance to see it: closing with their request unread would reset
+// the connection.
+func (l *WebSocketListener) turnAway(conn net.Conn, r *refusal) {
 	l.countRefused()
-	l.log.Debug("connection turned away", "remote", conn.RemoteAddr(), "why", why)
+	l.log.Debug("connection turned away", "remote", conn.RemoteAddr(), "why", r.text)
 	if !l.lingers.TryAcquire(1) {
 		conn.Close()
 		return
 	}
 	l.work.Go(func() {
 		defer l.lingers.Release(1)
-		linger(conn, errFull.response())
+		linger(conn, r.response())
 	})
 }
 
@@ -591,16 +611,7 @@ func (l *WebSocketListener) setHandshakeDeadline(conn net.Conn) {
 // handshake takes one transport from its first byte to an open socket, a web
 // request, or a refusal. It runs on a goroutine of its own, whose grown stack
 // dies with it.
-func (l *WebSocketListener) handshake(conn net.Conn, key ipKey) {
-	over := sync.OnceFunc(func() {
-		l.mu.Lock()
-		delete(l.pending, conn)
-		l.mu.Unlock()
-		if l.handshakes != nil {
-			l.handshakes.Release(1)
-		}
-		l.work.Done()
-	})
+func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 	defer over()
 	b := newBuffer(l.maxHead)
 	defer b.free()
@@ -680,10 +691,10 @@ func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer
 		l.leave(key)
 		return
 	}
-	conn.SetDeadline(time.Time{})
 	c.rd.head = true
 	c.open(conn, false, early)
 	over()
+	conn.SetDeadline(time.Time{}) // now that Close no longer sets it
 	l.handOver(c)
 }
 
