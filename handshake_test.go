@@ -122,7 +122,9 @@ func knock(t testing.TB, l *WebSocketListener, parts ...string) *knocker {
 func knockOn(t testing.TB, conn net.Conn, parts ...string) *knocker {
 	t.Helper()
 	k := &knocker{t, conn, bufio.NewReader(conn)}
-	k.send(parts...)
+	if len(parts) > 0 {
+		k.send(parts...)
+	}
 	return k
 }
 
@@ -733,6 +735,7 @@ func inBubble(t *testing.T, c ListenConfig, f func(t *testing.T, l *WebSocketLis
 			t.Fatal(err)
 		}
 		var conns []net.Conn
+		t.Cleanup(func() { forgetAll(t, l, conns) })
 		f(t, l, func(parts ...string) *knocker {
 			t.Helper()
 			conn, err := ln.Dial(t.Context())
@@ -742,17 +745,21 @@ func inBubble(t *testing.T, c ListenConfig, f func(t *testing.T, l *WebSocketLis
 			conns = append(conns, conn)
 			return knockOn(t, conn, parts...)
 		})
-		for _, c := range conns {
-			c.Close()
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()
-		l.Shutdown(ctx)
-		synctest.Wait()
-		if left := leftovers(l); left != "" {
-			t.Error("the listener still holds " + left)
-		}
 	})
+}
+
+// forgetAll ends a bubble: its listener must have forgotten everybody.
+func forgetAll(t *testing.T, l *WebSocketListener, conns []net.Conn) {
+	for _, c := range conns {
+		c.Close()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	l.Shutdown(ctx)
+	synctest.Wait()
+	if left := leftovers(l); left != "" {
+		t.Error("the listener still holds " + left)
+	}
 }
 
 // wantEnd waits until the other side closes without a word and returns how

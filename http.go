@@ -148,8 +148,8 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	over, refused := l.enter(conn)
 	if refused != nil {
 		early.free()
-		l.refuse(conn, refused)
 		l.unreserve()
+		l.refuse(conn, refused)
 		l.leave(key)
 		return
 	}

@@ -332,6 +332,7 @@ func (l *WebSocketListener) OnConnection(f func(*WebSocket)) {
 	var waiting []*WebSocket
 	if f != nil {
 		waiting, l.waiting = l.waiting, nil
+		l.signalArrived() // an Accept that waits is over
 	}
 	l.mu.Unlock()
 	for _, c := range waiting {
@@ -352,6 +353,7 @@ func (l *WebSocketListener) Accept(ctx context.Context) (*WebSocket, error) {
 	for {
 		l.mu.Lock()
 		if l.onConnection != nil {
+			l.signalArrived() // for the next one that waits
 			l.mu.Unlock()
 			return nil, errHandled
 		}
@@ -686,8 +688,8 @@ func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer
 	}
 	if err != nil {
 		early.free()
+		l.unreserve() // before the peer is given time to read why
 		l.refuse(conn, err)
-		l.unreserve()
 		l.leave(key)
 		return
 	}

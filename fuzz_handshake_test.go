@@ -1,0 +1,111 @@
+package peerws
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// FuzzHandshake gives the opening handshake any bytes. Nothing panics; a peer
+// that sends them in two pieces gets the same; and what is accepted, net/http
+// reads as we do, and the answer is a 101 with the accept that it expects.
+func FuzzHandshake(f *testing.F) {
+	f.Add([]byte(sampleHead), uint16(20))
+	f.Add([]byte(upgrade+maskedHello), uint16(len(upgrade)))
+	for i, c := range goodRequests {
+		f.Add([]byte(c.head), uint16(i))
+	}
+	for i, c := range badRequests {
+		f.Add([]byte(c.head), uint16(i))
+	}
+	for _, s := range []string{
+		"", "\x16\x03\x01\x02\x00\x01\x00", "SSH-2.0-OpenSSH_9.7\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", getPage, "GET / HTTP/1.1\r\n A: b\r\n\r\n",
+		"GET / HTTP/1.1\nA: b\n\n", "GET / HTTP/1.1\r\nA : b\r\n\r\n", "GET  / HTTP/1.1\r\n\r\n", "\r\n\r\n", "G\r\n\r\n",
+	} {
+		f.Add([]byte(s), uint16(1))
+	}
+	protocols := []string{"chat", "superchat"}
+	policy, err := newPolicy([]string{"https://example.com", "null"}, []string{"server.example.com"})
+	if err != nil {
+		f.Fatal(err)
+	}
+
+	f.Fuzz(func(t *testing.T, data []byte, cut uint16) {
+		const most = 2 << 10
+		b := newBuffer(most)
+		defer b.free()
+		size, err := readHead(&script{pieces: [][]byte{bytes.Clone(data)}, err: io.EOF}, b, most)
+
+		twice := newBuffer(most)
+		defer twice.free()
+		i := min(int(cut), len(data))
+		size2, err2 := readHead(&script{pieces: [][]byte{bytes.Clone(data[:i]), bytes.Clone(data[i:])}, err: io.EOF}, twice, most)
+		if (err == nil) != (err2 == nil) || size != size2 {
+			t.Fatalf("in one piece %d, %v; cut at %d: %d, %v", size, err, i, size2, err2)
+		}
+		if err != nil {
+			return
+		}
+
+		raw := b.b[:size]
+		if !bytes.Equal(b.b, data[:b.len()]) {
+			t.Fatal("bytes were changed")
+		}
+		var h head
+		if h.parseRequest(raw) != nil || !h.wantsUpgrade() {
+			return
+		}
+		o, refused := checkRequest(&h, policy, protocols)
+		if refused != nil {
+			wantSentence(t, refused.text+"\n")
+			return
+		}
+
+		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(raw)))
+		if err != nil {
+			t.Fatalf("net/http refuses what we accept: %v", err)
+		}
+		if r.Method != string(h.method) || r.RequestURI != o.target || r.Host != o.host || !r.ProtoAtLeast(1, 1) || r.ContentLength != 0 {
+			t.Fatalf("net/http reads %q %q %q, we %q %q %q", r.Method, r.RequestURI, r.Host, h.method, o.target, o.host)
+		}
+		key := r.Header.Get("Sec-WebSocket-Key")
+		if key != string(o.key) {
+			t.Fatalf("net/http reads the key %q, we %q", key, o.key)
+		}
+		if offered := strings.Join(r.Header.Values("Sec-WebSocket-Protocol"), ","); !strings.Contains(offered, o.protocol) {
+			t.Fatalf("%q was chosen of %q", o.protocol, offered)
+		}
+
+		answer, err := o.answer(raw, nil)
+		if err != nil {
+			t.Fatalf("no answer: %v", err)
+		}
+		a, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(answer)), r)
+		if err != nil || a.StatusCode != http.StatusSwitchingProtocols || a.Header.Get("Sec-WebSocket-Accept") != acceptKey(key) || a.Header.Get("Sec-WebSocket-Protocol") != o.protocol {
+			t.Fatalf("%q: %v", answer, err)
+		}
+		var offer []string
+		if o.protocol != "" {
+			offer = []string{o.protocol}
+		}
+		if protocol, err := checkResponse(answer, acceptKey(key), offer); err != nil || protocol != o.protocol {
+			t.Fatalf("our dialler says %v to %q", err, answer)
+		}
+
+		// The other way in: net/http has read the request.
+		again, refused := checkRequest(headOf(r), policy, protocols)
+		if refused != nil || again.host != o.host || again.target != o.target || again.protocol != o.protocol {
+			t.Fatalf("by way of net/http: %v, %+v, want %+v", refused, again, o)
+		}
+		again.plain = false
+		if other, err := again.answer(nil, nil); err != nil || !bytes.Equal(other, answer) {
+			t.Fatalf("by way of net/http %q, %v, want %q", other, err, answer)
+		}
+		if q := (&request{head: bytes.Clone(raw)}).http("a"); len(q.Header) == 0 || q.Host != o.host {
+			t.Fatalf("Request has %v", q.Header)
+		}
+	})
+}
