@@ -16,6 +16,7 @@ var (
 	errWriteTimeout = errors.New("peer took nothing for WriteTimeout")
 	errCloseTimeout = errors.New("no closing handshake within CloseTimeout")
 	errAborted      = errors.New("aborted")
+	errNeverOpen    = errors.New("closed before it was open")
 )
 
 // Close starts the closing handshake without a code and returns at once.
@@ -68,7 +69,7 @@ func (c *WebSocket) startClose(by Initiator, cause error, code StatusCode, reaso
 	c.mu.Lock()
 	if c.ReadyState() == Connecting {
 		c.mu.Unlock()
-		c.abort(by, cause)
+		c.abort(by, errNeverOpen)
 		return
 	}
 	moved := c.setState(Closing)
@@ -134,10 +135,9 @@ func (c *WebSocket) abort(by Initiator, cause error) {
 		c.lf.cause = cause // an ordinary close that the peer did not answer
 	}
 	c.becauseLocked(by, cause)
-	connecting := c.ReadyState() == Connecting
 	c.setState(Closing)
 	c.aborted.Store(true)
-	if connecting {
+	if c.conn == nil { // it is connecting
 		c.lf.cancel()
 		return
 	}

@@ -8,8 +8,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -115,9 +117,16 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 	if err := checkProtocols(protocols); err != nil {
 		return nil, nil, err
 	}
-	if err := checkRequestHeader(d.Header); err != nil {
+	if err := checkHeader("request header", d.Header, "Host", "Sec-Websocket-Key"); err != nil {
 		return nil, nil, err
 	}
+	header := make(http.Header, len(d.Header)) // a copy: NewWebSocket reads it later
+	for name, values := range d.Header {
+		for _, v := range values {
+			header.Add(name, v)
+		}
+	}
+	d.Header = header
 	c := &WebSocket{
 		set: &settings{
 			core: coreLimits{
@@ -133,6 +142,7 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 		},
 		secure: u.Scheme == "wss",
 	}
+	c.wr.shut = true // until it is open
 	c.lf.req = &request{host: u.Host, target: u.RequestURI()}
 	return c, &attempt{u, addr, slices.Clone(protocols)}, nil
 }
@@ -162,21 +172,42 @@ func parseURL(raw string) (*url.URL, string, error) {
 	default:
 		return wrong("scheme must be ws, wss, http or https")
 	}
-	u.Host = strings.ToLower(u.Host)
 	host, own, ok := splitHost(u.Host)
-	if !ok || u.Opaque != "" || !validHost([]byte(u.Host)) {
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case !ok || u.Opaque != "" || !validHost([]byte(u.Host)), err != nil && u.Host[0] == '[':
 		return wrong("must have a host, in ASCII, and a port of 1 to 65535 if any")
-	}
-	switch own {
-	case "", port:
-		u.Host = strings.TrimSuffix(strings.TrimSuffix(u.Host, own), ":")
+	case err == nil && ip.Is6():
+		host = ip.String()
+		u.Host = "[" + ip.WithZone("").String() + "]" // a zone means something here only (RFC 6874 §4)
 	default:
+		host = strings.ToLower(host)
+		u.Host = host
+	}
+	if own = strings.TrimLeft(own, "0"); own != "" && own != port {
+		u.Host += ":" + own
 		port = own
 	}
+	u = u.ResolveReference(u) // without dots in the path
 	if u.Path == "" {
 		u.Path = "/"
 	}
+	u.RawQuery = escapeQuery(u.RawQuery)
 	return u, net.JoinHostPort(host, port), nil
+}
+
+// escapeQuery writes the bytes of a query that a request line cannot have as
+// the standard does. net/url leaves them.
+func escapeQuery(q string) string {
+	var b strings.Builder
+	for i := range len(q) {
+		if c := q[i]; c <= ' ' || c >= 0x7F || strings.IndexByte("\"'<>", c) >= 0 {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
 
 // connect opens the transport, does the handshake and makes c OPEN.
@@ -200,7 +231,8 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 	if err != nil {
 		return failed("connecting to "+a.addr, err)
 	}
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(past) })
+	transport := conn
+	stop := context.AfterFunc(ctx, func() { transport.SetDeadline(past) })
 	defer stop()
 	if c.secure {
 		if conn, err = d.startTLS(ctx, conn, a); err != nil {
@@ -219,6 +251,8 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 		}
 		return failed("answer of "+a.addr, err)
 	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.aborted.Load() { // closed while it was connecting
@@ -226,6 +260,7 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 		early.free()
 		return failed("given up", c.lf.cause)
 	}
+	c.wr.shut = false
 	c.open(conn, true, early)
 	return nil
 }
@@ -262,7 +297,9 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 	defer b.free()
 	size, err := readHead(conn, b, most)
 	if r, ok := err.(*refusal); ok {
-		return nil, &HandshakeError{Reason: "the answer is not HTTP/1.1, or larger than MaxHeaderBytes", Err: r}
+		return nil, &HandshakeError{Reason: "the answer is malformed", Err: r}
+	} else if err == io.EOF {
+		return nil, io.ErrUnexpectedEOF
 	} else if err != nil {
 		return nil, err
 	}
@@ -295,21 +332,6 @@ func (d *Dialer) request(a *attempt, key string) []byte {
 		}
 	}
 	return append(b, "\r\n"...)
-}
-
-// checkRequestHeader refuses header lines that would break out of their line or
-// contradict the handshake.
-func checkRequestHeader(h http.Header) error {
-	if err := checkResponseHeader(h); err != nil {
-		return err
-	}
-	for name := range h {
-		switch http.CanonicalHeaderKey(name) {
-		case "Host", "Sec-Websocket-Key":
-			return &SyntaxError{"request header", name, "belongs to the handshake"}
-		}
-	}
-	return nil
 }
 
 // acceptKey is what the answer must have in Sec-WebSocket-Accept (§4.2.2).

@@ -288,21 +288,25 @@ func (m *memReadWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// checkResponseHeader refuses header lines that would break out of their line
-// or contradict the handshake.
-func checkResponseHeader(h http.Header) error {
+// checkHeader refuses header lines that would break out of their line or
+// contradict the handshake, to which own belong as well.
+func checkHeader(what string, h http.Header, own ...string) error {
 	for name, values := range h {
 		if !isTokens(name) {
-			return &SyntaxError{"response header", name, "not a token"}
+			return &SyntaxError{what, name, "not a token"}
 		}
-		switch http.CanonicalHeaderKey(name) {
+		key := http.CanonicalHeaderKey(name)
+		switch key {
 		case "Upgrade", "Connection", "Content-Length", "Transfer-Encoding",
 			"Sec-Websocket-Accept", "Sec-Websocket-Protocol", "Sec-Websocket-Extensions", "Sec-Websocket-Version":
-			return &SyntaxError{"response header", name, "belongs to the handshake"}
+			return &SyntaxError{what, name, "belongs to the handshake"}
+		}
+		if slices.Contains(own, key) {
+			return &SyntaxError{what, name, "belongs to the handshake"}
 		}
 		for _, v := range values {
 			if !isText(v) {
-				return &SyntaxError{"response header", name, "value has a control character"}
+				return &SyntaxError{what, name, "value has a control character"}
 			}
 		}
 	}

@@ -819,7 +819,7 @@ func TestHandshakeTimeout(t *testing.T) {
 		inBubble(t, ListenConfig{OnConnection: echoing}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
 			k := dial(upgrade)
 			k.wantOpen()
-			time.Sleep(time.Hour)
+			time.Sleep(15 * time.Second)
 			k.send(maskedHello)
 			k.wantBytes("echo", hello)
 		})

@@ -210,7 +210,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 	if err := checkProtocols(protocols); err != nil {
 		return nil, err
 	}
-	if err := checkResponseHeader(c.ResponseHeader); err != nil {
+	if err := checkHeader("response header", c.ResponseHeader); err != nil {
 		return nil, err
 	}
 	hosts := c.AllowedHosts
@@ -716,7 +716,7 @@ func (l *WebSocketListener) authorized(req *request, remote net.Addr) error {
 			r.status = e.Status
 		}
 		r.text = orDefault(e.Body, r.text)
-		if err := checkResponseHeader(e.Header); err != nil {
+		if err := checkHeader("response header", e.Header, "Content-Type"); err != nil {
 			l.log.Warn("RejectError.Header not sent", "err", err)
 		} else {
 			r.header = e.Header
