@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/peerws/peerws/nat"
@@ -57,7 +58,10 @@ func (s AddressState) String() string {
 
 // An Address is one at which peers can reach a listener.
 type Address struct {
-	URL   string // such as "ws://192.168.1.5:9000/"
+	// URL is such as "ws://192.168.1.5:9000/". With ListenConfig.TLSConfig it is
+	// the wss form, the one that pages loaded over https need; the ws form works
+	// as well.
+	URL   string
 	Scope Scope
 	Via   string // "direct", or who forwards it: "pcp", "nat-pmp", "upnp", "static"
 	State AddressState
@@ -132,7 +136,7 @@ func (l *WebSocketListener) mappingChanged(s nat.Status) {
 	var now []Address
 	for _, lease := range s.Leases {
 		if e := lease.External; e.IsValid() && !e.Addr().IsUnspecified() {
-			now = append(now, Address{URL: wsURL(e), Scope: scopeOf(e.Addr()), Via: lease.Via, State: Mapped})
+			now = append(now, Address{URL: l.urlOf(e), Scope: scopeOf(e.Addr()), Via: lease.Via, State: Mapped})
 		}
 	}
 	l.setMapped(now)
@@ -230,7 +234,7 @@ func (l *WebSocketListener) URL() string {
 			continue
 		}
 		r := int(a.Scope)*8 + int(a.State)*2
-		if a.URL[len("ws://")] != '[' {
+		if !strings.Contains(a.URL, "[") {
 			r++
 		}
 		if r > rank {
@@ -242,7 +246,7 @@ func (l *WebSocketListener) URL() string {
 
 // boundAddresses are those of this machine that the listener is bound to.
 func (l *WebSocketListener) boundAddresses() []Address {
-	bound := addrPortOf(l.ln.Addr())
+	bound := addrPortOf(l.Addr())
 	if !bound.IsValid() {
 		return nil
 	}
@@ -251,7 +255,7 @@ func (l *WebSocketListener) boundAddresses() []Address {
 		if ip.IsLinkLocalUnicast() || ip.IsMulticast() {
 			return // of no use without a zone, which URLs do not have
 		}
-		a := Address{URL: wsURL(netip.AddrPortFrom(ip, bound.Port())), Scope: scopeOf(ip), Via: "direct", State: Bound}
+		a := Address{URL: l.urlOf(netip.AddrPortFrom(ip, bound.Port())), Scope: scopeOf(ip), Via: "direct", State: Bound}
 		if !slices.Contains(list, a) {
 			list = append(list, a)
 		}
@@ -298,4 +302,9 @@ func scopeOf(ip netip.Addr) Scope {
 	return LAN
 }
 
-func wsURL(a netip.AddrPort) string { return "ws://" + a.String() + "/" }
+func (l *WebSocketListener) urlOf(a netip.AddrPort) string {
+	if l.tls != nil {
+		return "wss://" + a.String() + "/"
+	}
+	return "ws://" + a.String() + "/"
+}

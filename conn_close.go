@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"errors"
+	"net"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -193,8 +194,12 @@ func (c *WebSocket) finish(v verdict) {
 		// whoever has failed the connection. Closing with unread bytes would
 		// reset it, and our Close frame could be lost with that: so we wait for
 		// the peer's end, unless it has answered.
-		if (listening || !received) && !c.aborted.Load() {
+		switch {
+		case c.aborted.Load():
+		case listening || !received:
 			closeWrite(c.conn)
+		default:
+			closeNotify(c.conn)
 		}
 		if !listening || !answered {
 			c.drain()
@@ -208,7 +213,7 @@ func (c *WebSocket) finish(v verdict) {
 	c.mu.Unlock()
 	c.wmu.Unlock()
 	c.awaitWriter()
-	c.conn.Close()
+	socketOf(c.conn).Close() // TLS has said its goodbye above, or has none to say
 
 	c.core.release()
 	c.in.free()
@@ -282,15 +287,20 @@ func (c *WebSocket) awaitWrite(over func() bool) {
 }
 
 // closeWrite ends our direction of the transport, where it has one.
-func closeWrite(conn any) {
-	if h, ok := conn.(interface{ CloseWrite() error }); ok {
+func closeWrite(conn net.Conn) {
+	closeNotify(conn)
+	if h, ok := socketOf(conn).(interface{ CloseWrite() error }); ok {
 		h.CloseWrite()
 	}
 }
 
-// shutdown ends both directions without giving the descriptor up.
-func shutdown(conn any) {
-	closeWrite(conn)
+// shutdown ends both directions without giving the descriptor up. It does not
+// wait for anything.
+func shutdown(conn net.Conn) {
+	conn = socketOf(conn)
+	if h, ok := conn.(interface{ CloseWrite() error }); ok {
+		h.CloseWrite()
+	}
 	if h, ok := conn.(interface{ CloseRead() error }); ok {
 		h.CloseRead()
 	}

@@ -27,14 +27,26 @@ type Dialer struct {
 	// Header is added to the request.
 	Header http.Header
 
-	// TLSConfig is for wss. nil: the system's trust, the URL's host name.
+	// TLSConfig is for wss and for an https proxy, which is held against its own
+	// name. nil: the system's trust, the URL's host name. HTTP/1.1 is all that is
+	// agreed on.
 	TLSConfig *tls.Config
 
-	// NetDial makes the transport. nil: a net.Dialer.
+	// Proxy returns the proxy for a request, whose URL has the scheme http for
+	// ws and https for wss; nil for none. The proxy's scheme is http, https,
+	// socks5 or socks5h, which is the same: it looks the name up. User and
+	// password are taken from its URL. nil: http.ProxyFromEnvironment, which uses
+	// none for localhost and what NO_PROXY lists. Off is
+	//
+	//	func(*http.Request) (*url.URL, error) { return nil, nil }
+	Proxy func(*http.Request) (*url.URL, error)
+
+	// NetDial makes the transport, to the proxy if there is one. nil: a
+	// net.Dialer, which tries IPv6 and IPv4 at the same time (RFC 6555).
 	NetDial func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	HandshakeTimeout  time.Duration // name lookup, transport, TLS and handshake together; 0: 10 s
-	MaxHeaderBytes    int           // of the answer's head; 0: 8 KiB; there is always a limit
+	HandshakeTimeout  time.Duration // name lookup, transport, proxy, TLS and handshake together; 0: 10 s
+	MaxHeaderBytes    int           // of an answer's head; 0: 8 KiB; there is always a limit
 	MaxMessageSize    int64         // bytes over all fragments of a message; 0: 1 MiB
 	MaxFragments      int           // of a message; 0: 1024
 	MaxBufferedAmount int           // payload bytes queued; 0: 1 MiB
@@ -218,69 +230,94 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 		defer cancel()
 	}
 	failed := func(reason string, err error) error {
+		if e, ok := err.(*HandshakeError); ok {
+			return e
+		}
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
 		return &HandshakeError{Reason: reason, Err: err}
 	}
+	proxy, err := d.proxyFor(ctx, a)
+	if err != nil {
+		return failed("choosing a proxy", err)
+	}
+	to, what := a.addr, a.addr
+	if proxy != nil {
+		to = proxyAddr(proxy)
+		what = "proxy " + to
+	}
 	dial := d.NetDial
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
 	}
-	conn, err := dial(ctx, "tcp", a.addr)
+	socket, err := dial(ctx, "tcp", to)
 	if err != nil {
-		return failed("connecting to "+a.addr, err)
+		return failed("connecting to "+what, err)
 	}
-	transport := conn
-	stop := context.AfterFunc(ctx, func() { transport.SetDeadline(past) })
+	stop := context.AfterFunc(ctx, func() { socket.SetDeadline(past) })
 	defer stop()
-	if c.secure {
-		if conn, err = d.startTLS(ctx, conn, a); err != nil {
-			return failed("TLS with "+a.addr, err)
-		}
-	}
-	early, err := d.handshake(conn, c, a)
-	if err == nil && !stop() { // conn's deadline may be past already
+	conn, early, what, err := d.establish(ctx, socket, proxy, c, a)
+	if err == nil && !stop() { // socket's deadline may be past already
 		early.free()
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		conn.Close()
-		if e, ok := err.(*HandshakeError); ok {
-			return e
-		}
-		return failed("answer of "+a.addr, err)
+		socket.Close()
+		return failed(what, err)
 	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.aborted.Load() { // closed while it was connecting
-		conn.Close()
+		socket.Close()
 		early.free()
 		return failed("given up", c.lf.cause)
 	}
 	c.wr.shut = false
-	c.open(conn, true, early)
+	c.open(steady(conn, c.set.writeTimeout), true, early)
 	return nil
 }
 
-// startTLS does the TLS handshake. On failure conn is closed.
-func (d *Dialer) startTLS(ctx context.Context, conn net.Conn, a *attempt) (net.Conn, error) {
+// establish takes a transport to the peer or its proxy through all handshakes.
+// It returns what the engine is to use, and what has come early; on failure,
+// with which step.
+func (d *Dialer) establish(ctx context.Context, conn net.Conn, proxy *url.URL, c *WebSocket, a *attempt) (_ net.Conn, early *buffer, step string, err error) {
+	if proxy != nil {
+		if conn, err = d.tunnel(ctx, conn, proxy, a.addr); err != nil {
+			return nil, nil, "proxy " + proxyAddr(proxy), err
+		}
+	}
+	if c.secure {
+		name, _, _ := splitHost(a.url.Host)
+		if d.TLSConfig != nil {
+			name = orDefault(d.TLSConfig.ServerName, name)
+		}
+		if conn, err = d.startTLS(ctx, conn, name); err != nil {
+			return nil, nil, "TLS with " + a.addr, err
+		}
+	}
+	if early, err = d.handshake(conn, c, a); err != nil {
+		return nil, nil, "answer of " + a.addr, err
+	}
+	if e, ok := conn.(*earlyConn); ok && len(e.early) == 0 {
+		conn = e.Conn
+	}
+	return conn, early, "answer of " + a.addr, nil
+}
+
+// startTLS does the TLS handshake with the holder of a name. The deadlines are
+// the caller's.
+func (d *Dialer) startTLS(ctx context.Context, conn net.Conn, name string) (net.Conn, error) {
 	cfg := &tls.Config{}
 	if d.TLSConfig != nil {
 		cfg = d.TLSConfig.Clone()
 	}
-	if cfg.ServerName == "" {
-		cfg.ServerName, _, _ = splitHost(a.url.Host)
-	}
-	cfg.NextProtos = []string{"http/1.1"} // there is no Upgrade in HTTP/2
-	t := tls.Client(conn, cfg)
-	if err := t.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return t, nil
+	cfg.ServerName = name
+	cfg.NextProtos = []string{protoHTTP} // there is no Upgrade in HTTP/2
+	t := tls.Client(&steadyConn{Conn: conn}, cfg)
+	return t, t.HandshakeContext(ctx)
 }
 
 // handshake sends the request and checks the answer. It returns what came
@@ -292,7 +329,7 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 	if _, err := conn.Write(d.request(a, key)); err != nil {
 		return nil, err
 	}
-	most := max(orDefault(d.MaxHeaderBytes, defaultMaxHeaderBytes), 512)
+	most := d.maxHead()
 	b := newBuffer(most)
 	defer b.free()
 	size, err := readHead(conn, b, most)
@@ -313,6 +350,11 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 		early.b = append(early.b, rest...)
 	}
 	return early, nil
+}
+
+// maxHead is MaxHeaderBytes, with the least that is of use.
+func (d *Dialer) maxHead() int {
+	return max(orDefault(d.MaxHeaderBytes, defaultMaxHeaderBytes), 512)
 }
 
 // request renders the opening request.

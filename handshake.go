@@ -3,6 +3,7 @@ package peerws
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -53,8 +54,12 @@ func (r *refusal) response() []byte {
 	return b.Bytes()
 }
 
-// writeTo answers through net/http.
-func (r *refusal) writeTo(w http.ResponseWriter) {
+// writeTo answers req through net/http.
+func (r *refusal) writeTo(w http.ResponseWriter, req *http.Request) {
+	if req.ProtoMajor > 1 { // which has no such fields, and other requests on the connection
+		http.Error(w, r.text, r.status)
+		return
+	}
 	h := w.Header()
 	maps.Copy(h, r.header)
 	h["Connection"] = append([]string{"close"}, r.header["Connection"]...)
@@ -62,29 +67,31 @@ func (r *refusal) writeTo(w http.ResponseWriter) {
 }
 
 // readHead reads from conn into b until the blank line that ends the head, and
-// returns the head's size; bytes of b behind it have come early. Deadlines are
-// the caller's. An error that is a *refusal has an answer.
+// returns the head's size; bytes of b behind it have come early. b may hold the
+// first bytes already. Deadlines are the caller's. An error that is a *refusal has an answer.
 func readHead(conn io.Reader, b *buffer, most int) (n int, err error) {
+	from := 0
 	for {
-		from := b.len()
+		if b.len() > from {
+			if n, r := headEnd(b.b, from); r != nil {
+				return 0, r
+			} else if n > 0 {
+				return n, nil
+			}
+			from = b.len()
+		}
+		if err != nil {
+			return 0, err
+		}
 		if from >= most {
 			if bytes.IndexByte(b.b, '\n') < 0 {
 				return 0, errHeadTarget
 			}
 			return 0, errHeadTooLarge
 		}
-		k, err := conn.Read(b.b[from:min(cap(b.b), most)])
+		var k int
+		k, err = conn.Read(b.b[from:min(cap(b.b), most)])
 		b.extend(k)
-		if k > 0 {
-			if n, r := headEnd(b.b, from); r != nil {
-				return 0, r
-			} else if n > 0 {
-				return n, nil
-			}
-		}
-		if err != nil {
-			return 0, err
-		}
 	}
 }
 
@@ -132,7 +139,7 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 		return o, errKey
 	case origins > 1:
 		return o, errOrigins
-	case origins == 1 && !p.allows(string(origin), string(host)):
+	case origins == 1 && !p.allows(string(origin), h.authority(host)):
 		return o, errOrigin
 	}
 	o.key = key
@@ -145,6 +152,15 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	both := string(host) + string(h.target)
 	o.host, o.target = both[:len(host)], both[len(host):]
 	return o, nil
+}
+
+// authority is the Host as a browser compares it: over TLS the port that is not
+// said is 443. Over plain text it may be that too, with a TLS proxy before us.
+func (h *head) authority(host []byte) string {
+	if h.secure {
+		return withPort(string(host), "https")
+	}
+	return string(host)
 }
 
 // validTarget reports whether t is a path (RFC 9112 §3.2.1), perhaps with a
@@ -319,6 +335,7 @@ type request struct {
 	head         []byte        // raw, until the first message
 	parsed       *http.Request // by net/http; until the first message, or for good once asked for
 	asked        bool
+	tls          *tls.ConnectionState // nil without TLS
 }
 
 // drop forgets the headers, unless the program has asked for them.
@@ -333,7 +350,7 @@ func (q *request) drop() {
 func (q *request) http(remote string) *http.Request {
 	if q.head != nil {
 		if r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(q.head))); err == nil {
-			r.RemoteAddr = remote
+			r.RemoteAddr, r.TLS = remote, q.tls
 			q.parsed = r
 		}
 		q.head = nil
@@ -344,7 +361,7 @@ func (q *request) http(remote string) *http.Request {
 	}
 	r := &http.Request{
 		Method: http.MethodGet, Host: q.host, RequestURI: q.target, RemoteAddr: remote,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: http.NoBody,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: http.NoBody, TLS: q.tls,
 	}
 	if u, err := url.ParseRequestURI(q.target); err == nil {
 		r.URL = u

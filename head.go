@@ -19,6 +19,7 @@ type field struct{ name, value []byte }
 // the bytes they came in.
 type head struct {
 	method, target, proto []byte // of a request
+	secure                bool   // the request came over TLS
 	fields                []field
 	store                 [maxFields]field
 }

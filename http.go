@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log"
@@ -25,11 +26,11 @@ type webServer struct {
 	conns chan net.Conn
 	once  sync.Once
 	gone  chan struct{}
-	addr  net.Addr
+	owner *WebSocketListener
 }
 
 func newWebServer(l *WebSocketListener, c *ListenConfig) *webServer {
-	w := &webServer{conns: make(chan net.Conn), gone: make(chan struct{}), addr: l.ln.Addr()}
+	w := &webServer{conns: make(chan net.Conn), gone: make(chan struct{}), owner: l}
 	logger := log.New(io.Discard, "", 0)
 	if c.Logger != nil {
 		logger = slog.NewLogLogger(c.Logger.Handler(), slog.LevelWarn)
@@ -62,14 +63,19 @@ func (w *webServer) Close() error {
 	return nil
 }
 
-func (w *webServer) Addr() net.Addr { return w.addr }
+func (w *webServer) Addr() net.Addr { return w.owner.Addr() }
 
 // hand gives a connection over, with the bytes already read from it.
-func (w *webServer) hand(c *webConn) {
+func (w *webServer) hand(conn net.Conn, key ipKey, read []byte) {
+	wc := &webConn{earlyConn: earlyConn{conn, read}, owner: w.owner, key: key}
+	conn = wc
+	if state := tlsState(wc.Conn); state != nil {
+		conn = &webTLSConn{wc, *state}
+	}
 	select {
-	case w.conns <- c:
+	case w.conns <- conn:
 	case <-w.gone:
-		c.Close()
+		conn.Close()
 	}
 }
 
@@ -80,23 +86,22 @@ func (w *webServer) stop(ctx context.Context) {
 	}
 }
 
-// A webConn is a connection of which some bytes have been read already.
+// A webConn is a connection of which some bytes have been read already, and that
+// is counted.
 type webConn struct {
-	net.Conn
+	earlyConn
 	owner *WebSocketListener
-	key   ipKey  // what the owner counts it under
-	early []byte // owned by the server's reader
+	key   ipKey // what the owner counts it under
 	once  sync.Once
 }
 
-func (c *webConn) Read(p []byte) (int, error) {
-	if len(c.early) > 0 {
-		n := copy(p, c.early)
-		c.early = c.early[n:]
-		return n, nil
-	}
-	return c.Conn.Read(p)
+// A webTLSConn lets net/http see that it is TLS.
+type webTLSConn struct {
+	*webConn
+	state tls.ConnectionState
 }
+
+func (c *webTLSConn) ConnectionState() tls.ConnectionState { return c.state }
 
 func (c *webConn) Close() error {
 	err := c.Conn.Close()
@@ -115,6 +120,7 @@ func (c *webConn) CloseWrite() error {
 // serveHTTP is the handler of the web server.
 func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	h := headOf(r)
+	h.secure = r.TLS != nil
 	if !h.wantsUpgrade() {
 		next.ServeHTTP(w, r)
 		return
@@ -125,7 +131,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	}
 	if refused != nil {
 		l.countRefused()
-		refused.writeTo(w)
+		refused.writeTo(w, r)
 		return
 	}
 	conn, rw, err := http.NewResponseController(w).Hijack()
@@ -138,12 +144,16 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	early.b = early.b[:rw.Reader.Buffered()]
 	io.ReadFull(rw.Reader, early.b)
 	var key ipKey
-	if wc, ok := conn.(*webConn); ok {
-		conn, key = wc.Conn, wc.key
-		early.b = append(early.b, wc.early...)
+	if c, ok := conn.(*webTLSConn); ok {
+		conn = c.webConn
 	}
-	o.plain = false // net/http has read it: the answer is made from what it found
-	req := &request{host: o.host, target: o.target, parsed: r.WithContext(context.Background())}
+	if c, ok := conn.(*webConn); ok {
+		conn, key = c.Conn, c.key
+		early.b = append(early.b, c.early...)
+	}
+	conn.SetDeadline(time.Time{}) // the server's
+	o.plain = false               // net/http has read it: the answer is made from what it found
+	req := &request{host: o.host, target: o.target, parsed: r.WithContext(context.WithoutCancel(r.Context())), tls: r.TLS}
 	req.parsed.Body = http.NoBody
 	over, refused := l.enter(conn)
 	if refused != nil {

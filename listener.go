@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"iter"
@@ -63,6 +64,14 @@ type ListenConfig struct {
 	// in every protocol.
 	NAT nat.Mapper
 
+	// TLSConfig makes the port speak TLS too, wss and https: a connection whose
+	// first byte begins TLS is TLS, any other stays plain. Its Certificates,
+	// GetCertificate or GetConfigForClient choose the certificate; pages reach
+	// the port without a browser's warning only by the names and addresses that
+	// stand in it. Peers that connect by an address send no server name. HTTP/1.1
+	// is all that is agreed on, and acme-tls/1 if NextProtos lists it. nil: no TLS.
+	TLSConfig *tls.Config
+
 	// HTTP answers requests that are no upgrade, on the same port. nil: they
 	// get a small 426. Its requests have no time limit of their own once their
 	// head has been read.
@@ -85,7 +94,7 @@ type ListenConfig struct {
 	// AllowedHosts lists names of this machine, without port.
 	AllowedHosts []string
 
-	HandshakeTimeout    time.Duration // for the whole opening handshake; 0: 10 s
+	HandshakeTimeout    time.Duration // for the whole opening handshake, TLS included; 0: 10 s
 	MaxHeaderBytes      int           // of a request head; 0: 8 KiB; there is always a limit
 	MaxHandshakes       int           // opening handshakes at a time; 0: 128
 	MaxConnections      int           // sockets at a time; 0: 1024
@@ -120,9 +129,10 @@ func (e *RejectError) Error() string {
 type WebSocketListener struct {
 	// Immutable.
 	set        *settings
-	ln         net.Listener
+	ln         net.Listener // nil for one that is mounted in a server
 	port       int
 	protocols  []string
+	tls        *tls.Config // nil without TLS on the port
 	policy     *policy
 	header     http.Header
 	authorize  func(*http.Request) error
@@ -195,7 +205,8 @@ func (c ListenConfig) Listen(ctx context.Context, port int, protocols ...string)
 }
 
 // Serve is Listen on a transport listener that exists already, such as one from
-// socket activation. The WebSocketListener owns it from now on.
+// socket activation. The WebSocketListener owns it from now on. TLS is better
+// left to TLSConfig than done by ln, of which URL and Addresses know nothing.
 func (c ListenConfig) Serve(ln net.Listener, protocols ...string) (*WebSocketListener, error) {
 	l, err := c.prepare(protocols)
 	if err != nil {
@@ -224,6 +235,12 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 	if err != nil {
 		return nil, err
 	}
+	var secure *tls.Config
+	if c.TLSConfig != nil {
+		if secure, err = serverTLS(c.TLSConfig); err != nil {
+			return nil, err
+		}
+	}
 	l := &WebSocketListener{
 		set: &settings{
 			core: coreLimits{
@@ -238,6 +255,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 			sys:              c.sys,
 		},
 		protocols:    append([]string(nil), protocols...),
+		tls:          secure,
 		policy:       policy,
 		header:       c.ResponseHeader.Clone(),
 		authorize:    c.Authorize,
@@ -280,12 +298,17 @@ func (l *WebSocketListener) start(ln net.Listener, c *ListenConfig) {
 	go l.acceptLoop()
 }
 
-// Port returns the TCP port that is bound. Peers outside may need another:
-// Addresses has it.
+// Port returns the TCP port that is bound, 0 if that is another server's
+// ([ListenConfig.Handler]). Peers outside may need another: Addresses has it.
 func (l *WebSocketListener) Port() int { return l.port }
 
-// Addr returns the address that is bound.
-func (l *WebSocketListener) Addr() net.Addr { return l.ln.Addr() }
+// Addr returns the address that is bound, nil if that is another server's.
+func (l *WebSocketListener) Addr() net.Addr {
+	if l.ln == nil {
+		return nil
+	}
+	return l.ln.Addr()
+}
 
 // ReadyState returns the state, a snapshot.
 func (l *WebSocketListener) ReadyState() ListenerState {
@@ -617,19 +640,29 @@ func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 	defer over()
 	b := newBuffer(l.maxHead)
 	defer b.free()
-	size, err := readHead(conn, b, l.maxHead)
+	var err error
+	if l.tls != nil {
+		conn, err = l.sniff(conn, b)
+	}
+	var size int
+	if err == nil {
+		size, err = readHead(conn, b, l.maxHead)
+	}
 	var h head
+	var secure *tls.ConnectionState
 	if err == nil {
 		if r := h.parseRequest(b.b[:size]); r != nil {
 			err = r
 		}
+		secure = tlsState(conn)
+		h.secure = secure != nil
 	}
 	if err == nil && !h.wantsUpgrade() {
 		if l.web != nil {
 			conn.SetDeadline(time.Time{})
 			read := append([]byte(nil), b.b...)
 			over()
-			l.web.hand(&webConn{Conn: conn, owner: l, key: key, early: read})
+			l.web.hand(conn, key, read)
 			return
 		}
 		err = errNoUpgrade
@@ -652,7 +685,7 @@ func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 		l.leave(key)
 		return
 	}
-	req := &request{host: o.host, target: o.target, head: append([]byte(nil), b.b[:size]...)}
+	req := &request{host: o.host, target: o.target, head: append([]byte(nil), b.b[:size]...), tls: secure}
 	var early *buffer
 	if rest := b.b[size:]; len(rest) > 0 {
 		early = newBuffer(len(rest))
@@ -667,7 +700,7 @@ func (l *WebSocketListener) refuse(conn net.Conn, err error) {
 	r, ok := err.(*refusal)
 	if !ok {
 		l.log.Debug("opening handshake failed", "remote", conn.RemoteAddr(), "err", err)
-		conn.Close()
+		socketOf(conn).Close()
 		return
 	}
 	l.log.Debug("request refused", "remote", conn.RemoteAddr(), "status", r.status, "why", r.text)
@@ -677,7 +710,7 @@ func (l *WebSocketListener) refuse(conn net.Conn, err error) {
 // upgradeThen authorizes and answers an accepted request and hands the socket
 // over. over is called when the transport is no longer in its handshake.
 func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer, o *opening, req *request, key ipKey, over func()) {
-	c := &WebSocket{set: l.set, owner: l, protocol: o.protocol, ipKey: key}
+	c := &WebSocket{set: l.set, owner: l, protocol: o.protocol, secure: req.tls != nil, ipKey: key}
 	c.lf.req = req
 	err := l.authorized(req, conn.RemoteAddr())
 	if err == nil {
@@ -694,7 +727,7 @@ func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer
 		return
 	}
 	c.rd.head = true
-	c.open(conn, false, early)
+	c.open(steady(conn, l.set.writeTimeout), false, early)
 	over()
 	conn.SetDeadline(time.Time{}) // now that Close no longer sets it
 	l.handOver(c)
@@ -766,7 +799,10 @@ func (l *WebSocketListener) Close() error {
 		return nil
 	}
 	close(l.closing)
-	err := l.ln.Close()
+	var err error
+	if l.ln != nil {
+		err = l.ln.Close()
+	}
 	l.mu.Lock()
 	for conn := range l.pending {
 		conn.SetDeadline(past)

@@ -1,0 +1,227 @@
+package peerws
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// TLS, on the listener's one port and for the dialler, and what lies between it
+// and a socket.
+
+// recordHandshake is the first byte of a TLS connection (RFC 8446 §5.1). No HTTP
+// request begins with it.
+const recordHandshake = 0x16
+
+const (
+	protoHTTP = "http/1.1"
+	protoACME = "acme-tls/1" // a certificate authority looks at ours (RFC 8737); nothing follows
+)
+
+var (
+	errTLSConfig = &SyntaxError{"TLSConfig", "", "has neither Certificates nor GetCertificate nor GetConfigForClient"}
+	errACME      = errors.New("TLS connection of a certificate authority (acme-tls/1)")
+)
+
+// serverTLS makes the listener's configuration of the program's.
+func serverTLS(c *tls.Config) (*tls.Config, error) {
+	if len(c.Certificates) == 0 && c.GetCertificate == nil && c.GetConfigForClient == nil {
+		return nil, errTLSConfig
+	}
+	c = onlyHTTP1(c)
+	if choose := c.GetConfigForClient; choose != nil {
+		c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			c, err := choose(hello)
+			if c != nil {
+				c = onlyHTTP1(c)
+			}
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+// onlyHTTP1 returns a copy of c that agrees on HTTP/1.1 only: HTTP/2 has no
+// Upgrade. A program that lists acme-tls/1 keeps that.
+func onlyHTTP1(c *tls.Config) *tls.Config {
+	acme := slices.Contains(c.NextProtos, protoACME)
+	c = c.Clone()
+	c.NextProtos = []string{protoHTTP}
+	if acme {
+		c.NextProtos = append(c.NextProtos, protoACME)
+	}
+	return c
+}
+
+// sniff reads the first bytes of a transport into b, which is empty. If they
+// begin TLS it does that handshake and returns the connection inside, b empty
+// again. The transport's deadline bounds it.
+func (l *WebSocketListener) sniff(conn net.Conn, b *buffer) (net.Conn, error) {
+	for b.len() == 0 {
+		n, err := conn.Read(b.b[:min(cap(b.b), l.maxHead)])
+		b.extend(n)
+		if n == 0 && err != nil {
+			return conn, err
+		}
+	}
+	if b.b[0] != recordHandshake {
+		return conn, nil
+	}
+	t := tls.Server(&steadyConn{Conn: &earlyConn{conn, bytes.Clone(b.b)}}, l.tls)
+	b.b = b.b[:0]
+	if err := t.Handshake(); err != nil {
+		return conn, err
+	}
+	if t.ConnectionState().NegotiatedProtocol == protoACME {
+		return conn, errACME
+	}
+	return t, nil
+}
+
+// tlsState returns what was agreed on with the peer, nil without TLS.
+func tlsState(conn net.Conn) *tls.ConnectionState {
+	t, ok := conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	s := t.ConnectionState()
+	return &s
+}
+
+// An earlyConn is a connection of which some bytes have been read already.
+type earlyConn struct {
+	net.Conn
+	early []byte // owned by the reader
+}
+
+func (c *earlyConn) Read(p []byte) (int, error) {
+	if len(c.early) > 0 {
+		n := copy(p, c.early)
+		c.early = c.early[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// A steadyConn makes a write's time-out mean that the peer took nothing for so
+// long. It is needed for TLS, where a Write that has timed out is the end: it
+// lies between tls.Conn and the socket, so that a slow peer that moves never
+// brings that about. Over a tls.Conn that somebody else has made, net/http for
+// example, it writes record by record instead.
+type steadyConn struct {
+	net.Conn
+	piece int // the most a Write gets at a time; 0: all
+
+	mu    sync.Mutex // leaf
+	begun bool
+	stall time.Duration // 0: never
+	over  bool          // a deadline in the past has been set, and stays
+}
+
+// tlsRecord is the most that one TLS record holds (RFC 8446 §5.1).
+const tlsRecord = 16 << 10
+
+// steady prepares the transport of an open socket for its engine.
+func steady(conn net.Conn, stall time.Duration) net.Conn {
+	if _, ok := conn.(*tls.Conn); !ok {
+		return conn
+	}
+	found := false
+	for c := conn; c != nil; c = under(c) {
+		if s, ok := c.(*steadyConn); ok {
+			s.begin(stall)
+			found = true
+		}
+	}
+	if found {
+		return conn
+	}
+	s := &steadyConn{Conn: conn, piece: tlsRecord}
+	s.begin(stall)
+	return s
+}
+
+// begin ends the opening handshake, for which a deadline is a deadline.
+func (c *steadyConn) begin(stall time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.begun, c.stall = true, stall
+}
+
+// Write writes all of p, however long that takes, unless nothing was taken for
+// the time of begin.
+func (c *steadyConn) Write(p []byte) (n int, err error) {
+	for {
+		next := p[n:]
+		if c.piece > 0 {
+			next = next[:min(len(next), c.piece)]
+		}
+		c.rearm()
+		k, err := c.Conn.Write(next)
+		n += k
+		if err != nil && (k == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) || n == len(p) {
+			return n, err
+		}
+	}
+}
+
+func (c *steadyConn) rearm() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stall > 0 && !c.over {
+		c.Conn.SetWriteDeadline(time.Now().Add(c.stall))
+	}
+}
+
+// SetWriteDeadline with a time in the past ends all writing, once begin was
+// called; with any other it has no effect on a Write that comes later.
+func (c *steadyConn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over {
+		return nil
+	}
+	c.over = c.begun && !t.IsZero() && !t.After(time.Now())
+	return c.Conn.SetWriteDeadline(t)
+}
+
+func (c *steadyConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.Conn.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// under returns what one of our layers, or TLS, lies on; nil for anything else.
+func under(conn net.Conn) net.Conn {
+	switch c := conn.(type) {
+	case *tls.Conn:
+		return c.NetConn()
+	case *steadyConn:
+		return c.Conn
+	case *earlyConn:
+		return c.Conn
+	}
+	return nil
+}
+
+// socketOf returns the transport without TLS. To end a connection at once is its
+// matter: tls.Conn would wait for a Write that is stuck, or to say goodbye.
+func socketOf(conn net.Conn) net.Conn {
+	for next := conn; next != nil; next = under(next) {
+		conn = next
+	}
+	return conn
+}
+
+// closeNotify tells a TLS peer that nothing more comes (RFC 8446 §6.1), so that
+// it can tell the end from a cut. Nothing may be being written.
+func closeNotify(conn net.Conn) {
+	for ; conn != nil; conn = under(conn) {
+		if t, ok := conn.(*tls.Conn); ok {
+			t.CloseWrite()
+		}
+	}
+}
