@@ -120,39 +120,43 @@ func (l *WebSocketListener) startMapping(c *ListenConfig) {
 func (l *WebSocketListener) stopMapping() {
 	if l.manager != nil {
 		l.manager.Close()
-		l.setMapped(nil)
+		l.addrs.mu.Lock()
+		changed := l.addrs.setMappedLocked(nil)
+		l.addrs.mu.Unlock()
+		if changed {
+			l.tellAddresses()
+		}
 	}
 }
 
 // mappingChanged takes what the manager has reached, on its goroutine.
 func (l *WebSocketListener) mappingChanged(s nat.Status) {
-	d := s.Diagnosis
-	l.addrs.mu.Lock()
-	changed := d.Code != "" && l.addrs.reach != Reachability(d)
-	if changed {
-		l.addrs.reach = Reachability(d)
-	}
-	l.addrs.mu.Unlock()
+	reach := Reachability(s.Diagnosis)
 	var now []Address
 	for _, lease := range s.Leases {
 		if e := lease.External; e.IsValid() && !e.Addr().IsUnspecified() {
 			now = append(now, Address{URL: l.urlOf(e), Scope: scopeOf(e.Addr()), Via: lease.Via, State: Mapped})
 		}
 	}
-	l.setMapped(now)
-	if changed {
-		l.tellAddresses()
+	a := &l.addrs
+	a.mu.Lock()
+	changed := a.setMappedLocked(now)
+	if reach.Code != "" && reach != a.reach {
+		a.reach = reach
+		changed = true
 	}
+	a.mu.Unlock()
 	if s.Settled {
 		l.setState(ListenerListening)
 	}
+	if changed {
+		l.tellAddresses()
+	}
 }
 
-// setMapped replaces the mapped addresses. Those that are gone stay in the list
-// as lost.
-func (l *WebSocketListener) setMapped(now []Address) {
-	a := &l.addrs
-	a.mu.Lock()
+// setMappedLocked replaces the mapped addresses and reports whether that is a change.
+// Those that are gone stay in the list as lost. mu is held.
+func (a *addressBook) setMappedLocked(now []Address) bool {
 	next := slices.Clone(now)
 	for _, old := range a.mapped {
 		if !slices.ContainsFunc(next, func(n Address) bool { return n.URL == old.URL }) && len(next) < len(now)+maxLost {
@@ -162,10 +166,7 @@ func (l *WebSocketListener) setMapped(now []Address) {
 	}
 	changed := !slices.Equal(next, a.mapped)
 	a.mapped = next
-	a.mu.Unlock()
-	if changed {
-		l.tellAddresses()
-	}
+	return changed
 }
 
 // OnAddressChange sets what runs, on a goroutine of the library, one call at a
@@ -252,7 +253,7 @@ func (l *WebSocketListener) boundAddresses() []Address {
 	}
 	var list []Address
 	add := func(ip netip.Addr) {
-		if ip.IsLinkLocalUnicast() || ip.IsMulticast() {
+		if ip.Is6() && ip.IsLinkLocalUnicast() || ip.IsMulticast() {
 			return // of no use without a zone, which URLs do not have
 		}
 		a := Address{URL: l.urlOf(netip.AddrPortFrom(ip, bound.Port())), Scope: scopeOf(ip), Via: "direct", State: Bound}

@@ -662,7 +662,7 @@ func TestNewWebSocket_CopiesHeader(t *testing.T) {
 		}
 		return accepts(q, "", close1000)
 	})
-	c, err := Dialer{Header: header, NetDial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := Dialer{CloseTimeout: time.Millisecond, Header: header, NetDial: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		<-gate
 		return r.ln.DialContext(ctx, network, addr)
 	}}.NewWebSocket("ws://a/")
