@@ -69,17 +69,25 @@ type WebSocket struct {
 
 	state     atomic.Uint32 // a ReadyState, moved by setState only
 	aborted   atomic.Bool   // the transport is being torn down
+	phase     atomic.Uint32 // counted by beat
+	pulse     pulse         // owned by the clock
+	clock     *clock        // of a dialled socket
 	onMessage atomic.Pointer[func(*WebSocket, Message)]
 
-	// Read side: owned by the goroutine of run.
+	// Read side: owned by the goroutine of run, which lends it to a Read while it
+	// waits in awaitGate (life.lent).
 	core core
-	in   *buffer // received bytes that are not parsed, nil if none
+	in   *buffer // received bytes, those behind rd.off not parsed; nil if none
 	rd   struct {
-		direct bool // the last read went into the core's own buffer
-		last   bool // the read before filled all it was given (portable path)
-		head   bool // the opening request's headers are still held
-		n      int
-		err    error
+		off     int
+		full    event   // a complete message that a Read has begun and not taken
+		stream  *stream // what NextReader works on, nil before
+		verdict verdict // what a borrower found, for the reader
+		direct  bool    // the last read went into the core's own buffer
+		last    bool    // the read before filled all it was given (portable path)
+		head    bool    // the opening request's headers are still held
+		n       int
+		err     error
 	}
 
 	// Write side.
@@ -97,12 +105,20 @@ type life struct {
 	onOpen    func(*WebSocket)
 	onError   func(*WebSocket, error)
 	onClose   func(*WebSocket, CloseEvent)
-	tasks     []func()      // callbacks set after their event, for the reader to run
-	gate      chan struct{} // the reader waits here for a handler; buffered, one token
-	gated     bool
-	running   bool // run has been started and will look at tasks
-	ended     bool // the last event has been delivered
-	lateRun   bool // a goroutine runs tasks after the end
+	tasks     []func()       // callbacks set after their event, for the reader to run
+	gate      chan struct{}  // the reader waits here for somebody who wants messages; buffered, one token
+	gated     bool           // it waits with a message at hand, and its side may be borrowed
+	lent      bool           // it is
+	resume    bool           // a borrower wants it to go on
+	fill      bool           // and first of all to get more bytes
+	reading   bool           // the style is Read's, not OnMessage's
+	arrived   chan struct{}  // a Read waits here for gated; buffered, one token
+	pings     []*waitingPing // not answered yet, the oldest first
+	pingID    uint64
+	turn      chan struct{} // held by the Read that is going on; buffered, one token
+	running   bool          // run has been started and will look at tasks
+	ended     bool          // the last event has been delivered
+	lateRun   bool          // a goroutine runs tasks after the end
 	doneCh    chan struct{}
 	closer    *time.Timer        // CloseTimeout
 	readUntil time.Time          // the reader's own deadline
@@ -245,14 +261,23 @@ func (c *WebSocket) OnOpen(f func(*WebSocket)) {
 // from the next message on. Reading starts with the first OnMessage: messages
 // that came before wait. m.Data is loaned: it is a window into the read buffer,
 // valid until f returns; bytes.Clone keeps it.
+//
+// A socket that has been read by calls cannot get callbacks: OnMessage after a
+// Read panics.
 func (c *WebSocket) OnMessage(f func(c *WebSocket, m Message)) {
 	if f == nil {
 		f = func(*WebSocket, Message) {}
 	}
-	c.onMessage.Store(&f)
 	c.mu.Lock()
-	c.openGateLocked()
+	reading := c.lf.reading
+	if !reading {
+		c.onMessage.Store(&f)
+		c.openGateLocked()
+	}
 	c.mu.Unlock()
+	if reading {
+		panic("peerws: OnMessage on a socket that is read by Read, Messages or NextReader")
+	}
 }
 
 // OnError sets what runs once, just before OnClose, if the socket failed. Set

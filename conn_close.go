@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"context"
 	"errors"
 	"net"
 	"strconv"
@@ -73,11 +74,7 @@ func (c *WebSocket) startClose(by Initiator, cause error, code StatusCode, reaso
 		c.abort(by, errNeverOpen)
 		return
 	}
-	moved := c.setState(Closing)
-	if moved {
-		c.becauseLocked(by, cause)
-		c.openGateLocked() // what comes now is thrown away
-	}
+	moved := c.closingLocked(by, cause)
 	c.mu.Unlock()
 	if moved {
 		c.sendClose(code, reason)
@@ -95,8 +92,7 @@ func (c *WebSocket) fail(err error) {
 		code, reason = e.Code, "over the limit"
 	}
 	c.mu.Lock()
-	c.setState(Closing)
-	c.becauseLocked(InitiatorLimit, err)
+	c.closingLocked(InitiatorLimit, err)
 	c.mu.Unlock()
 	c.sendClose(code, reason)
 }
@@ -104,9 +100,8 @@ func (c *WebSocket) fail(err error) {
 // peerClose takes the peer's Close frame and answers it. The reader calls it.
 func (c *WebSocket) peerClose(code StatusCode, reason string) {
 	c.mu.Lock()
-	c.setState(Closing)
-	c.becauseLocked(InitiatorPeer, nil)
 	c.lf.received, c.lf.code, c.lf.reason = true, code, reason
+	c.closingLocked(InitiatorPeer, nil)
 	c.mu.Unlock()
 	if code == StatusNoStatusReceived {
 		code = 0
@@ -135,16 +130,24 @@ func (c *WebSocket) abort(by Initiator, cause error) {
 	if by == InitiatorTimeout && c.lf.caused && c.lf.cause == nil && !c.lf.received {
 		c.lf.cause = cause // an ordinary close that the peer did not answer
 	}
-	c.becauseLocked(by, cause)
-	c.setState(Closing)
 	c.aborted.Store(true)
+	c.closingLocked(by, cause)
 	if c.conn == nil { // it is connecting
 		c.lf.cancel()
 		return
 	}
-	c.openGateLocked()
 	c.conn.SetDeadline(past)
 	shutdown(c.conn)
+}
+
+// closingLocked makes the socket CLOSING, wakes who must know, and reports
+// whether it was not before. mu is held.
+func (c *WebSocket) closingLocked(by Initiator, cause error) bool {
+	moved := c.setState(Closing)
+	c.becauseLocked(by, cause)
+	c.openGateLocked() // messages are thrown away now
+	c.wakeReadLocked()
+	return moved
 }
 
 // because records who ended the connection and why; the first one stays.
@@ -219,10 +222,9 @@ func (c *WebSocket) finish(v verdict) {
 	c.in.free()
 	c.in = nil
 	c.wmu.Lock()
-	if c.wr.out != nil {
-		c.wr.out.free()
-		c.wr.out = nil
-	}
+	c.wr.out.free()
+	c.wr.held.free()
+	c.wr.out, c.wr.held = nil, nil
 	c.takeCork().free()
 	c.roomLocked()
 	c.wmu.Unlock()
@@ -234,6 +236,7 @@ func (c *WebSocket) end() {
 	if c.owner != nil {
 		c.owner.forget(c)
 	}
+	c.clock.stop()
 	c.runTasks()
 	c.mu.Lock()
 	if c.lf.closer != nil {
@@ -241,6 +244,7 @@ func (c *WebSocket) end() {
 		c.lf.closer = nil
 	}
 	c.setState(Closed)
+	c.wakeReadLocked()
 	onError, onClose, ev := c.lf.onError, c.lf.onClose, c.eventLocked()
 	c.lf.onOpen, c.lf.onError, c.lf.onClose = nil, nil, nil
 	c.mu.Unlock()
@@ -276,13 +280,7 @@ func (c *WebSocket) awaitWrite(over func() bool) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	for !over() {
-		if c.wr.room == nil {
-			c.wr.room = make(chan struct{})
-		}
-		ch := c.wr.room
-		c.wmu.Unlock()
-		<-ch
-		c.wmu.Lock()
+		c.roomWaitLocked(context.Background())
 	}
 }
 

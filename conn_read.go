@@ -27,13 +27,21 @@ type verdict uint8
 
 const (
 	vMore    verdict = iota // everything complete has been handled
-	vGated                  // a message waits for a handler
+	vGated                  // a message waits for somebody who wants it
 	vClosing                // a Close frame came, or the peer broke a rule: the closing handshake is to be finished
 	vEnded                  // the transport is over
 )
 
 // run is the connection's goroutine from here to its end.
 func (c *WebSocket) run() {
+	if c.owner == nil {
+		c.clock = newClock(c.set, func(yield func(*WebSocket) bool) {
+			if c.ReadyState() == Open {
+				yield(c)
+			}
+		})
+		c.clock.wind()
+	}
 	c.mu.Lock()
 	c.lf.running = true
 	if f := c.lf.onOpen; f != nil {
@@ -46,76 +54,100 @@ func (c *WebSocket) run() {
 
 func (c *WebSocket) readLoop() verdict {
 	c.runTasks()
-	for {
-		v := vMore
-		if c.in.len() > 0 {
+	v, fill := vMore, false
+	for v == vMore {
+		if c.in != nil && !fill {
 			v = c.parse()
 		}
-		for v == vMore {
+		if v == vMore {
 			v = c.fill()
-			if v == vMore && c.in.len() > 0 {
-				v = c.parse()
-			}
 		}
-		if v != vGated {
-			return v
-		}
-		if !c.awaitGate() {
-			return vEnded
+		fill = false
+		if v == vGated {
+			v, fill = c.awaitGate()
 		}
 	}
+	return v
 }
 
-// parse handles what lies in c.in and leaves there only what is incomplete or
-// must wait.
+// parse handles what lies in c.in behind rd.off and leaves there only what is
+// incomplete or must wait.
 func (c *WebSocket) parse() verdict {
 	b := c.in.b
-	n := 0
 	v := vMore
-	for v == vMore && n < len(b) {
+	for v == vMore && c.rd.off < len(b) {
 		if c.aborted.Load() {
 			v = vEnded
 			break
 		}
-		// A data frame is not begun before somebody wants it. Control frames
-		// before it are answered.
-		if c.core.atHeader() && !opcode(b[n]).isControl() && c.gateShut() {
+		if c.mustWait() {
 			v = vGated
 			break
 		}
-		ev, k := c.core.next(b[n:])
-		if ev.kind == evNone && k == 0 {
+		ev, n := c.core.next(b[c.rd.off:])
+		if ev.kind == evNone && n == 0 {
 			break
 		}
-		n += k
-		v = c.handle(ev, n < len(b))
+		c.rd.off += n
+		v = c.handle(ev, c.rd.off < len(b))
 	}
 	c.uncork()
-	rest := b[n:]
+	rest := b[c.rd.off:]
 	switch {
-	case len(rest) == 0 || v > vGated:
-		c.in.b = c.in.b[:0]
-	case v == vGated: // held for who knows how long: in no more than it needs
-		f := newBuffer(len(rest))
-		f.b = append(f.b, rest...)
-		c.in.free()
-		c.in = f
+	case v == vGated && len(rest) > 0:
+		if cap(b) > 2*len(rest) && cap(b) > 1<<minClass { // held for who knows how long: in no more than it needs
+			f := newBuffer(len(rest))
+			f.b = append(f.b, rest...)
+			c.in.free()
+			c.in, c.rd.off = f, 0
+		}
+	case v > vGated:
+		c.in.b, c.rd.off = b[:0], 0
 	default:
-		c.in.b = c.in.b[:copy(c.in.b, rest)]
+		c.compact()
 	}
 	return v
+}
+
+// compact moves what is not parsed to the front of c.in.
+func (c *WebSocket) compact() {
+	if c.in != nil {
+		c.in.b = c.in.b[:copy(c.in.b, c.in.b[c.rd.off:])]
+		c.rd.off = 0
+	}
+}
+
+// mustWait reports whether the bytes at rd.off are a message's, and nobody wants
+// it yet. Control frames never wait, nor does a message that somebody has begun
+// to read as a whole. A socket that is no longer open throws messages away.
+func (c *WebSocket) mustWait() bool {
+	if c.core.atHeader() && opcode(c.in.b[c.rd.off]).isControl() || c.core.assembling() {
+		return false
+	}
+	return c.onMessage.Load() == nil && c.ReadyState() == Open
 }
 
 // handle acts on one event. more tells that the block holds more bytes behind it.
 func (c *WebSocket) handle(ev event, more bool) verdict {
 	switch ev.kind {
 	case evMessage:
-		if c.ReadyState() == Open {
+		switch {
+		case c.ReadyState() != Open:
+		case c.onMessage.Load() != nil:
 			c.deliver(ev, more)
+		default: // a Read has begun it and gone: the next one finds it
+			c.rd.full = ev
+			return vGated
 		}
 		c.core.release()
+	case evChunk: // of a socket that is no longer open
+		if ev.last {
+			c.core.release()
+		}
 	case evPing:
 		c.pong(ev.data)
+	case evPong:
+		c.pongReceived(ev.data)
 	case evClose:
 		c.peerClose(ev.code, string(ev.data))
 		return vClosing
@@ -141,45 +173,55 @@ func (c *WebSocket) deliver(ev event, more bool) {
 	}
 }
 
-// gateShut reports whether messages must wait for a handler. A socket that is
-// no longer open needs none: its messages are thrown away.
-func (c *WebSocket) gateShut() bool {
-	return c.onMessage.Load() == nil && c.ReadyState() == Open
-}
-
-// awaitGate waits until the first message may be handed over. It runs tasks
-// meanwhile and reports false if the socket was aborted.
-func (c *WebSocket) awaitGate() bool {
+// awaitGate waits, with a message at hand, until somebody wants messages: an
+// OnMessage, a Read that borrows the read side and gives it back, or nobody any
+// more because the socket is closing. It runs tasks meanwhile. fill reports
+// whether what is at hand is not enough to go on with.
+func (c *WebSocket) awaitGate() (v verdict, fill bool) {
 	for {
 		c.runTasks()
 		c.mu.Lock()
-		if c.aborted.Load() {
-			c.mu.Unlock()
-			return false
-		}
-		if !c.gateShut() {
-			c.mu.Unlock()
-			return true
-		}
-		if c.lf.tasks != nil {
+		lf := &c.lf
+		switch {
+		case lf.lent:
+		case lf.tasks != nil:
 			c.mu.Unlock()
 			continue
+		case c.aborted.Load():
+			lf.gated = false
+			c.mu.Unlock()
+			return vEnded, false
+		case lf.resume:
+			fill = lf.fill
+			lf.resume, lf.fill, lf.gated = false, false, false
+			c.mu.Unlock()
+			if fill {
+				c.compact()
+			}
+			return c.rd.verdict, fill
+		case c.onMessage.Load() != nil || c.ReadyState() != Open:
+			lf.gated = false
+			c.rd.full = event{}
+			c.core.release()
+			c.mu.Unlock()
+			return vMore, false
+		default:
+			if !lf.gated {
+				lf.gated = true
+				c.wakeReadLocked()
+			}
 		}
-		if c.lf.gate == nil {
-			c.lf.gate = make(chan struct{}, 1)
+		if lf.gate == nil {
+			lf.gate = make(chan struct{}, 1)
 		}
-		c.lf.gated = true
 		c.mu.Unlock()
-		<-c.lf.gate
-		c.mu.Lock()
-		c.lf.gated = false
-		c.mu.Unlock()
+		<-lf.gate
 	}
 }
 
 // openGateLocked has awaitGate look again. mu is held.
 func (c *WebSocket) openGateLocked() {
-	if c.lf.gated {
+	if c.lf.gate != nil {
 		select {
 		case c.lf.gate <- struct{}{}:
 		default:
@@ -191,6 +233,7 @@ func (c *WebSocket) openGateLocked() {
 // they belong to.
 func (c *WebSocket) fill() verdict {
 	var err error
+	c.beat()
 	if c.raw != nil {
 		if err = c.raw.Read(c.readFn); err == nil {
 			err = c.rd.err
@@ -200,6 +243,7 @@ func (c *WebSocket) fill() verdict {
 		c.rd.n, err = c.conn.Read(dst)
 		c.rd.last = c.rd.n == len(dst)
 	}
+	c.beat()
 	n := c.rd.n
 	c.rd.n = 0
 	if n > 0 {
@@ -235,7 +279,7 @@ const portableRead = 4 << 10
 
 // room returns where to read to.
 func (c *WebSocket) room() []byte {
-	have := c.in.len()
+	have := c.in.len() // rd.off is 0: parse has seen to it
 	if have == 0 {
 		if p := c.core.space(); p != nil {
 			c.rd.direct = true
@@ -305,6 +349,7 @@ func (c *WebSocket) readFailed(err error) verdict {
 // socket is aborted.
 func (c *WebSocket) drain() {
 	c.core.release()
+	c.rd.off = 0
 	for {
 		if c.in != nil {
 			c.in.b = c.in.b[:0]

@@ -77,7 +77,7 @@ func (p peer) want(what string, parts ...string) {
 	got := make([]byte, len(want))
 	n, err := io.ReadFull(p.conn, got)
 	if err != nil || string(got) != want {
-		p.t.Fatalf("peer: %s: got % x (%v), want % x", what, got[:n], err, want)
+		p.t.Fatalf("peer: %s: got %d bytes % .40x (%v), want %d bytes % .40x", what, n, got[:n], err, len(want), want)
 	}
 }
 
@@ -232,7 +232,7 @@ func TestEchoSizes(t *testing.T) {
 		for _, n := range []int{0, 1, 125, 126, 4095, 4096, 4097, 65535, 65536, 65537, 100_000, 300_000, 1 << 20} {
 			payload := bytes.Repeat([]byte("0123456789abcdef"), n/16+1)[:n]
 			go p.conn.Write(clientFrame(0x82, payload))
-			p.want(fmt.Sprintf("echo of %d bytes", n), string(serverFrame(0x82, payload)))
+			p.want(fmt.Sprintf("echo of %d bytes", n), string(serverMessage(payload)))
 		}
 	})
 }
@@ -250,6 +250,18 @@ func clientFrame(b0 byte, payload []byte) []byte {
 
 func serverFrame(b0 byte, payload []byte) []byte {
 	return append(frameHead(b0, 0, len(payload)), payload...)
+}
+
+// serverMessage is a binary message as we cut it: over 128 KiB in frames of 64 KiB.
+func serverMessage(payload []byte) []byte {
+	if len(payload) <= 128<<10 {
+		return serverFrame(0x82, payload)
+	}
+	m := serverFrame(0x02, payload[:64<<10])
+	for payload = payload[64<<10:]; len(payload) > 64<<10; payload = payload[64<<10:] {
+		m = append(m, serverFrame(0x00, payload[:64<<10])...)
+	}
+	return append(m, serverFrame(0x80, payload)...)
 }
 
 func frameHead(b0, b1 byte, n int) []byte {
@@ -313,7 +325,7 @@ func TestClosingHandshake_QueuedMessagesGoFirst(t *testing.T) {
 		}
 		c.Close()
 		for range 3 {
-			p.want("message", string(serverFrame(0x82, big[:300_000])))
+			p.want("message", string(serverMessage(big[:300_000])))
 		}
 		p.want("close", "\x88\x00")
 	})
@@ -944,7 +956,7 @@ func TestNoAllocations_Echo(t *testing.T) {
 				})
 				go c.run()
 				frame := clientFrame(0x82, make([]byte, size))
-				reply := make([]byte, len(frame)-4)
+				reply := make([]byte, len(serverMessage(make([]byte, size))))
 				echo := func() {
 					for at := 0; at < len(frame); {
 						n := min(len(frame)-at, 32<<10)

@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"os"
-	"sync"
 	"time"
 )
 
-// The write side. A frame goes one of three ways:
+// The write side. A message goes one of three ways:
 //
 //	cork    while the reader works through a block with several messages, the
 //	        replies are collected and leave in one write at the block's end
@@ -19,20 +18,23 @@ import (
 // Order is kept: the cork is empty whenever the queue is not.
 
 const (
-	writeVec  = 4                    // buffers of one write
+	writeVec  = 8                    // buffers of one write
 	smallMax  = 4 << 10              // payloads up to this are copied behind their header, larger ones written from where they lie
 	corkDelay = 2 * time.Millisecond // how long a slow callback may hold up the cork
 )
 
 // A writer is the state of the write side, guarded by WebSocket.wmu.
 type writer struct {
-	corking  bool          // frames are collected
+	corking  bool          // messages are collected
 	shut     bool          // no more frames: Close was queued, or the transport failed
 	running  bool          // the writer goroutine exists
 	park     bool          // writable waits for room: set by that goroutine
+	streamed bool          // a NextWriter's message is under way: other messages wait in held
 	buffered int           // payload bytes not taken by the kernel
+	heldSize int           // those of them that are in held
 	cork     *buffer       // collected whole frames, nil if none
 	out      *outbox       // queued bytes, nil if none
+	held     *outbox       // nil if nothing waits there
 	room     chan struct{} // closed when the queue has shrunk or the end has come; nil if nobody waits
 	watchdog *time.Timer   // of the cork
 
@@ -42,36 +44,12 @@ type writer struct {
 	err  error
 }
 
-// An outbox is what waits for the kernel: wire bytes in chunks, no header
-// across two of them, and a lane of its own for the pong.
-type outbox struct {
-	chunks []*buffer
-	off    int // bytes of chunks[0] that are written
-
-	// The frame the kernel has a part of: what is missing of its header and
-	// payload. Both 0 at a frame boundary.
-	head, body int
-	control    bool
-
-	lane    *buffer // a pong on its way, ahead of chunks
-	laneOff int
-	pong    []byte // the newest ping's payload, to be answered at the next boundary
-	ponging bool
+// data is the header of a whole message, without what each frame has of its own.
+func (c *WebSocket) data(op opcode) header {
+	return header{fin: true, op: op, masked: c.core.client}
 }
 
-var outboxPool = sync.Pool{New: func() any { return new(outbox) }}
-
-func (o *outbox) free() {
-	for _, f := range o.chunks {
-		f.free()
-	}
-	clear(o.chunks)
-	o.lane.free()
-	*o = outbox{chunks: o.chunks[:0], pong: o.pong[:0]}
-	outboxPool.Put(o)
-}
-
-// send frames p and sends it by one of the three ways.
+// send sends a message by one of the three ways.
 func (c *WebSocket) send(op opcode, p []byte) error {
 	if c.ReadyState() == Connecting {
 		return ErrNotOpen
@@ -79,50 +57,66 @@ func (c *WebSocket) send(op opcode, p []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	w := &c.wr
-	client := c.core.client
-	size := headerSize(len(p), client) + len(p)
-	if w.cork != nil && w.cork.len()+size > c.corkMax() && (client || c.raw == nil || len(p) <= smallMax) {
+	if !w.streamed || w.shut {
+		return c.sendLocked(c.data(op), p)
+	}
+	if c.full(len(p)) {
+		return ErrBufferFull
+	}
+	if w.held == nil {
+		w.held = newOutbox()
+	}
+	w.buffered += len(p)
+	w.heldSize += len(p)
+	w.held.enqueue(c.data(op), p)
+	return nil
+}
+
+// full reports whether n bytes more would be too many for the queue. An empty
+// one takes any message. wmu is held.
+func (c *WebSocket) full(n int) bool {
+	w := &c.wr
+	most := c.set.maxBuffered
+	return most >= 0 && (w.out != nil || w.held != nil) && w.buffered+n > most
+}
+
+// sendLocked sends what h describes, which is next in order. wmu is held.
+func (c *WebSocket) sendLocked(h header, p []byte) error {
+	w := &c.wr
+	size := headerSize(len(p), h.masked) + len(p)
+	small := len(p) <= smallMax
+	if w.cork != nil && (small && w.cork.len()+size > c.corkMax() || !small && (h.masked || c.raw == nil)) {
 		c.flushLocked()
 	}
 	switch {
 	case w.shut:
 		return c.closedErr("send")
 	case w.out != nil:
-		if most := c.set.maxBuffered; most >= 0 && w.buffered+len(p) > most {
+		if c.full(len(p)) {
 			return ErrBufferFull
 		}
 		w.buffered += len(p)
-		w.out.enqueue(op, p, client)
-	case w.corking && size <= c.corkMax() && len(p) <= smallMax:
+		w.out.enqueue(h, p)
+	case w.corking && small && size <= c.corkMax():
 		if w.cork == nil {
 			w.cork = newBlock()
 			c.watch()
 		}
 		w.buffered += len(p)
-		w.cork.b = appendFrame(w.cork.b, op, p, client)
-	case len(p) <= smallMax:
+		w.cork.b = appendData(w.cork.b, h, p)
+	case small:
 		w.buffered += len(p)
 		f := newBuffer(size)
-		f.b = appendFrame(f.b, op, p, client)
-		c.writeNow(f, nil, nil)
-	case client || c.raw == nil: // masked, or not ours to wait for: it must be copied anyway
-		c.flushLocked()
-		if w.shut {
-			return c.closedErr("send")
-		}
+		f.b = appendData(f.b, h, p)
+		c.writeNow(f)
+	case h.masked || c.raw == nil: // it must be copied anyway
 		w.buffered += len(p)
-		if w.out != nil {
-			w.out.enqueue(op, p, client)
-			break
-		}
-		w.out = outboxPool.Get().(*outbox)
-		w.out.enqueue(op, p, client)
+		w.out = newOutbox()
+		w.out.enqueue(h, p)
 		c.writeQueued()
 	default:
 		w.buffered += len(p)
-		hd := newBuffer(maxHeaderSize)
-		hd.b = appendHeader(hd.b, header{fin: true, op: op, length: int64(len(p))})
-		c.writeNow(c.takeCork(), hd, p)
+		c.writeLarge(h, p)
 	}
 	return nil
 }
@@ -135,52 +129,110 @@ func (c *WebSocket) corkMax() int {
 	return blockSize
 }
 
-// writeNow makes one attempt to write whole frames: f, then a header hd with
-// the payload p, any of them nil. What the kernel does not take is queued. It
-// owns f and hd; p is only read. wmu is held, the queue is empty.
-func (c *WebSocket) writeNow(f, hd *buffer, p []byte) {
+// writeNow makes one attempt to write the whole frames in f, which it owns.
+// What the kernel does not take is queued. wmu is held, the queue is empty.
+func (c *WebSocket) writeNow(f *buffer) {
 	w := &c.wr
-	total := f.len() + hd.len() + len(p)
 	n := 0
 	if c.raw != nil {
-		w.vec = [writeVec][]byte{f.bytes(), hd.bytes(), p}
-		w.nvec = 3
+		w.vec[0], w.nvec = f.b, 1
 		n = c.writeOnce()
 		if w.err != nil {
 			f.free()
-			hd.free()
 			c.writeFailed(w.err)
 			return
 		}
 	}
-	if n == total {
+	if n == f.len() {
 		f.free()
-		hd.free()
-		w.buffered = 0
+		w.buffered = w.heldSize
 		return
 	}
-	o := outboxPool.Get().(*outbox)
+	o := newOutbox()
+	w.buffered -= o.advance(f.b, n)
+	o.chunks, o.off = append(o.chunks, f), n
 	w.out = o
-	if f != nil {
-		k := min(n, f.len())
-		w.buffered -= o.advance(f.b, k)
+	c.startWriter()
+}
+
+// writeLarge writes the cork and then a message from where it lies, header and
+// payload by turns, as far as the kernel takes it. The rest is copied to the
+// queue. wmu is held, the queue is empty; raw path, listening side.
+func (c *WebSocket) writeLarge(h header, p []byte) {
+	w := &c.wr
+	cork := c.takeCork()
+	frames, size := cut(len(p))
+	heads := newBuffer(maxHeaderSize * writeVec)
+	defer heads.free()
+	for i, at := 0, 0; i < frames; {
+		// As many frames as one write holds.
+		heads.b = heads.b[:0]
+		nvec, total := 0, 0
+		if cork != nil {
+			w.vec[0], nvec, total = cork.b, 1, cork.len()
+		}
+		next, end := i, at
+		for next < frames && nvec+2 <= writeVec {
+			part := p[end:min(end+size, len(p))]
+			from := heads.len()
+			heads.b = appendHeader(heads.b, h.piece(next, frames, len(part)))
+			w.vec[nvec], w.vec[nvec+1] = heads.b[from:], part
+			total += heads.len() - from + len(part)
+			nvec += 2
+			next++
+			end += len(part)
+		}
+		w.nvec = nvec
+		n := c.writeOnce()
+		if w.err != nil {
+			cork.free()
+			c.writeFailed(w.err)
+			return
+		}
+		if n < total {
+			c.queueRest(cork, h, p, i, at, n)
+			return
+		}
+		cork.free()
+		cork = nil
+		i, at = next, end
+		w.buffered = w.heldSize + len(p) - at
+	}
+}
+
+// queueRest queues what is left when n bytes of the cork and of the message's
+// frames from the i-th on, whose payload begins at at, have been written. It
+// owns cork.
+func (c *WebSocket) queueRest(cork *buffer, h header, p []byte, i, at, n int) {
+	w := &c.wr
+	o := newOutbox()
+	w.out = o
+	if cork != nil {
+		k := min(n, cork.len())
+		w.buffered -= o.advance(cork.b, k)
 		n -= k
-		if k < f.len() {
-			o.chunks = append(o.chunks, f)
-			o.off = k
+		if k < cork.len() {
+			o.chunks, o.off = append(o.chunks, cork), k
 		} else {
-			f.free()
+			cork.free()
 		}
 	}
-	if hd != nil { // header and payload go on as if they had been queued from the start
-		k := min(n, hd.len())
-		w.buffered -= o.advance(hd.b, k)
+	var head [maxHeaderSize]byte
+	for frames, size := cut(len(p)); i < frames; i++ {
+		part := p[at:min(at+size, len(p))]
+		at += len(part)
+		b := appendHeader(head[:0], h.piece(i, frames, len(part)))
+		k := min(n, len(b))
+		w.buffered -= o.advance(b, k)
 		n -= k
-		last := o.chunk(maxHeaderSize, maxHeaderSize+len(p))
-		last.b = append(last.b, hd.b[k:]...)
-		hd.free()
-		w.buffered -= o.advance(nil, n)
-		o.push(p[n:])
+		if k < len(b) {
+			f := o.chunk(maxHeaderSize, maxHeaderSize+len(part))
+			f.b = append(f.b, b[k:]...)
+		}
+		k = min(n, len(part))
+		w.buffered -= o.advance(nil, k)
+		n -= k
+		o.push(part[k:])
 	}
 	c.startWriter()
 }
@@ -209,7 +261,7 @@ func (c *WebSocket) writeQueued() {
 }
 
 // writeOnce makes one non-blocking write of vec and returns how much was taken;
-// the error, if it is one, is in w.err.
+// an error is in w.err.
 func (c *WebSocket) writeOnce() int {
 	w := &c.wr
 	w.n, w.err, w.park = 0, nil, false
@@ -232,145 +284,6 @@ func (c *WebSocket) writable(fd uintptr) bool {
 		return !w.park
 	}
 	return true
-}
-
-// advance accounts for n written bytes, those at the start of b, and returns
-// how many of them were message payload. Where a header starts b goes on to its
-// end.
-func (o *outbox) advance(b []byte, n int) (payload int) {
-	for n > 0 {
-		if o.head == 0 && o.body == 0 {
-			h, size, _ := parseHeader(b)
-			o.head, o.body, o.control = size, int(h.length), h.op.isControl()
-		}
-		k := min(n, o.head)
-		o.head -= k
-		n -= k
-		b = b[min(k, len(b)):]
-		k = min(n, o.body)
-		o.body -= k
-		n -= k
-		b = b[min(k, len(b)):]
-		if !o.control {
-			payload += k
-		}
-	}
-	return payload
-}
-
-// push queues p as it is, split over chunks where it must be.
-func (o *outbox) push(p []byte) {
-	for len(p) > 0 {
-		f := o.chunk(1, len(p))
-		k := min(len(p), cap(f.b)-len(f.b))
-		f.b = append(f.b, p[:k]...)
-		p = p[k:]
-	}
-}
-
-// enqueue queues a frame.
-func (o *outbox) enqueue(op opcode, p []byte, client bool) {
-	h := header{fin: true, op: op, length: int64(len(p)), masked: client}
-	if client {
-		h.key = newMaskKey()
-	}
-	f := o.chunk(maxHeaderSize, maxHeaderSize+len(p))
-	f.b = appendHeader(f.b, h)
-	for at := 0; at < len(p); {
-		f := o.chunk(1, len(p)-at)
-		k := min(len(p)-at, cap(f.b)-len(f.b))
-		f.b = append(f.b, p[at:at+k]...)
-		if client {
-			mask(f.b[len(f.b)-k:], h.key, int64(at))
-		}
-		at += k
-	}
-}
-
-// chunk returns the last chunk if it has room for least bytes, else a new one
-// for up to want.
-func (o *outbox) chunk(least, want int) *buffer {
-	if n := len(o.chunks); n > 0 {
-		if f := o.chunks[n-1]; cap(f.b)-len(f.b) >= least {
-			return f
-		}
-	}
-	f := newBuffer(min(max(want, smallMax), blockSize))
-	o.chunks = append(o.chunks, f)
-	return f
-}
-
-// wire fills vec with what is to be written next and returns how many buffers
-// that is, 0 if the outbox is empty.
-func (o *outbox) wire(vec *[writeVec][]byte, client bool) (n int) {
-	if o.lane == nil && o.ponging && o.head == 0 && o.body == 0 {
-		o.lane = newBuffer(maxHeaderSize + maxControlSize)
-		o.lane.b = appendFrame(o.lane.b, opPong, o.pong, client)
-		o.ponging = false
-	}
-	if o.lane != nil {
-		vec[0] = o.lane.b[o.laneOff:]
-		return 1
-	}
-	for i, f := range o.chunks {
-		if n == writeVec {
-			break
-		}
-		b := f.b
-		if i == 0 {
-			b = b[o.off:]
-			if o.ponging { // only to the next boundary
-				vec[0] = b[:min(len(b), o.head+o.body)]
-				return 1
-			}
-		}
-		if len(b) > 0 {
-			vec[n] = b
-			n++
-		}
-	}
-	return n
-}
-
-// wrote accounts for n bytes of what wire gave out and returns how many of them
-// were message payload.
-func (o *outbox) wrote(n int) (payload int) {
-	if o.lane != nil {
-		o.laneOff += n
-		if o.laneOff == o.lane.len() {
-			o.lane.free()
-			o.lane, o.laneOff = nil, 0
-		}
-		return 0
-	}
-	done := 0
-	for n > 0 {
-		f := o.chunks[done]
-		b := f.b[o.off:]
-		k := min(n, len(b))
-		payload += o.advance(b, k)
-		o.off += k
-		n -= k
-		if k < len(b) {
-			break
-		}
-		// Written to its end. The last chunk may still be appended to; it is
-		// given back with the outbox, or when a newer one follows.
-		if done+1 == len(o.chunks) {
-			f.b = f.b[:0]
-			o.off = 0
-			break
-		}
-		f.free()
-		o.off = 0
-		done++
-	}
-	if done > 0 {
-		rest := copy(o.chunks, o.chunks[done:])
-		clear(o.chunks[rest:])
-		o.chunks = o.chunks[:rest]
-	}
-	return payload
 }
 
 // startWriter starts the writer goroutine. wmu is held.
@@ -412,6 +325,9 @@ func (c *WebSocket) writeLoop() {
 		}
 		if n > 0 {
 			w.buffered -= w.out.wrote(n)
+			if !w.out.empty() { // an empty queue tells nothing of the peer
+				c.wroteSome()
+			}
 			c.roomLocked()
 		}
 		switch {
@@ -476,7 +392,7 @@ func (c *WebSocket) uncork() {
 // flushLocked hands the cork to the kernel or the queue. wmu is held.
 func (c *WebSocket) flushLocked() {
 	if f := c.takeCork(); f != nil {
-		c.writeNow(f, nil, nil)
+		c.writeNow(f)
 	}
 }
 
@@ -518,19 +434,53 @@ func (c *WebSocket) pong(p []byte) {
 	switch {
 	case w.shut:
 	case w.out != nil:
-		w.out.pong = append(w.out.pong[:0], p...)
-		w.out.ponging = true
+		w.out.answer(p)
 	case w.cork != nil:
 		w.cork.b = appendFrame(w.cork.b, opPong, p, c.core.client)
 	default:
 		f := newBuffer(maxHeaderSize + len(p))
 		f.b = appendFrame(f.b, opPong, p, c.core.client)
-		c.writeNow(f, nil, nil)
+		c.writeNow(f)
 	}
 }
 
-// sendClose sends a Close frame behind everything that was sent before. Only
-// the first call does.
+// pingIfIdle sends an empty ping if nothing is queued, and reports whether it did.
+func (c *WebSocket) pingIfIdle() bool {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.wr.out != nil {
+		return false
+	}
+	ok, err := c.pingLocked(nil)
+	return ok && err == nil
+}
+
+// ping sends a ping, ahead of what is queued, and reports whether there was
+// room for it.
+func (c *WebSocket) ping(payload []byte) (bool, error) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	return c.pingLocked(payload)
+}
+
+func (c *WebSocket) pingLocked(payload []byte) (bool, error) {
+	w := &c.wr
+	c.flushLocked()
+	switch {
+	case w.shut:
+		return false, c.closedErr("ping")
+	case w.out != nil:
+		return w.out.ping(payload, c.core.client), nil
+	}
+	f := newBuffer(maxHeaderSize + len(payload))
+	f.b = appendFrame(f.b, opPing, payload, c.core.client)
+	c.writeNow(f)
+	return true, nil
+}
+
+// sendClose sends a Close frame behind everything that was sent before; a
+// message of a NextWriter that is not complete stays so. Only the first call
+// does.
 func (c *WebSocket) sendClose(code StatusCode, reason string) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
@@ -552,7 +502,7 @@ func (c *WebSocket) sendClose(code StatusCode, reason string) {
 		f.free()
 		return
 	}
-	c.writeNow(f, nil, nil)
+	c.writeNow(f)
 	if w.out == nil {
 		c.closeSent()
 	}
@@ -565,10 +515,9 @@ func (c *WebSocket) writeFailed(err error) {
 	w := &c.wr
 	w.shut, w.corking = true, false
 	c.takeCork().free()
-	if w.out != nil {
-		w.out.free()
-		w.out = nil
-	}
+	w.out.free()
+	w.held.free()
+	w.out, w.held = nil, nil
 	c.roomLocked()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -588,7 +537,7 @@ func (c *WebSocket) push() (empty bool, err error) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	c.flushLocked()
-	if c.wr.out == nil {
+	if c.wr.out == nil && c.wr.held == nil {
 		if c.wr.buffered > 0 { // dropped
 			return false, c.closedErr("flush")
 		}
@@ -600,16 +549,23 @@ func (c *WebSocket) push() (empty bool, err error) {
 // awaitRoom waits until the queue has shrunk, is gone, or ctx ends.
 func (c *WebSocket) awaitRoom(ctx context.Context) error {
 	c.wmu.Lock()
+	defer c.wmu.Unlock()
 	c.flushLocked()
-	if c.wr.out == nil {
-		c.wmu.Unlock()
+	if c.wr.out == nil && c.wr.held == nil {
 		return nil
 	}
+	return c.roomWaitLocked(ctx)
+}
+
+// roomWaitLocked waits for roomLocked, or for ctx's end. wmu is held, but not
+// while it waits.
+func (c *WebSocket) roomWaitLocked(ctx context.Context) error {
 	if c.wr.room == nil {
 		c.wr.room = make(chan struct{})
 	}
 	ch := c.wr.room
 	c.wmu.Unlock()
+	defer c.wmu.Lock()
 	select {
 	case <-ch:
 		return nil

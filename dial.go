@@ -51,6 +51,8 @@ type Dialer struct {
 	MaxFragments      int           // of a message; 0: 1024
 	MaxBufferedAmount int           // payload bytes queued; 0: 1 MiB
 	WriteTimeout      time.Duration // without the peer taking anything; 0: 30 s
+	PingInterval      time.Duration // silence of the peer before it is pinged, more or less; 0: 25 s
+	PongTimeout       time.Duration // silence after a ping before the peer is given up; 0: 20 s
 	CloseTimeout      time.Duration // of the closing handshake; 0: 5 s
 
 	portable bool // test seam: never take the raw path
@@ -149,6 +151,8 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 			handshakeTimeout: orOff(d.HandshakeTimeout, defaultHandshakeTimeout),
 			writeTimeout:     orOff(d.WriteTimeout, defaultWriteTimeout),
 			closeTimeout:     orOff(d.CloseTimeout, defaultCloseTimeout),
+			pingInterval:     orOff(d.PingInterval, defaultPingInterval),
+			pongTimeout:      orOff(d.PongTimeout, defaultPongTimeout),
 			portable:         d.portable,
 			sys:              d.sys,
 		},

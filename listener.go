@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -103,6 +105,8 @@ type ListenConfig struct {
 	MaxFragments        int           // of a message; 0: 1024
 	MaxBufferedAmount   int           // payload bytes queued on one socket; 0: 1 MiB
 	WriteTimeout        time.Duration // without the peer taking anything; 0: 30 s
+	PingInterval        time.Duration // silence of the peer before it is pinged, more or less; 0: 25 s
+	PongTimeout         time.Duration // silence after a ping before the peer is given up; 0: 20 s
 	CloseTimeout        time.Duration // of the closing handshake; 0: 5 s
 
 	// Logger gets what happens. nil: silent.
@@ -163,6 +167,7 @@ type WebSocketListener struct {
 	err          error
 	stats        ListenerStats
 
+	clock *clock // keepalive of all sockets, nil if off
 	addrs addressBook
 }
 
@@ -251,6 +256,8 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 			handshakeTimeout: orOff(c.HandshakeTimeout, defaultHandshakeTimeout),
 			writeTimeout:     orOff(c.WriteTimeout, defaultWriteTimeout),
 			closeTimeout:     orOff(c.CloseTimeout, defaultCloseTimeout),
+			pingInterval:     orOff(c.PingInterval, defaultPingInterval),
+			pongTimeout:      orOff(c.PongTimeout, defaultPongTimeout),
 			portable:         c.portable,
 			sys:              c.sys,
 		},
@@ -275,6 +282,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		pending:      make(map[net.Conn]struct{}),
 		perIP:        make(map[ipKey]int),
 	}
+	l.clock = newClock(l.set, l.eachSocket)
 	if n := orDefault(c.MaxHandshakes, 128); n > 0 {
 		l.handshakes = semaphore.NewWeighted(int64(n))
 	}
@@ -762,6 +770,7 @@ func (l *WebSocketListener) authorized(req *request, remote net.Addr) error {
 func (l *WebSocketListener) handOver(c *WebSocket) {
 	l.mu.Lock()
 	l.sockets[c] = struct{}{}
+	l.clock.wind()
 	l.stats.Accepted++
 	f := l.onConnection
 	closed := l.state == ListenerClosed
@@ -777,6 +786,19 @@ func (l *WebSocketListener) handOver(c *WebSocket) {
 	case f != nil:
 		f(c)
 		go c.run() // a fresh goroutine has a small stack
+	}
+}
+
+// eachSocket calls yield for every socket that is open now. It holds no lock
+// meanwhile.
+func (l *WebSocketListener) eachSocket(yield func(*WebSocket) bool) {
+	l.mu.Lock()
+	sockets := slices.Collect(maps.Keys(l.sockets))
+	l.mu.Unlock()
+	for _, c := range sockets {
+		if !yield(c) {
+			return
+		}
 	}
 }
 
@@ -860,12 +882,7 @@ func (l *WebSocketListener) Shutdown(ctx context.Context) error {
 	closed := make(chan error, 1)
 	go func() { closed <- l.Close() }()
 	<-l.closing
-	l.mu.Lock()
-	sockets := make([]*WebSocket, 0, len(l.sockets))
-	for c := range l.sockets {
-		sockets = append(sockets, c)
-	}
-	l.mu.Unlock()
+	sockets := slices.Collect(l.eachSocket)
 	for _, c := range sockets {
 		c.CloseWith(StatusGoingAway, "")
 	}

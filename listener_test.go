@@ -301,7 +301,7 @@ func BenchmarkEcho(b *testing.B) {
 			conn := rawClient(b, l)
 			defer conn.Close()
 			frame := clientFrame(0x82, make([]byte, size))
-			reply := make([]byte, len(frame)-4)
+			reply := make([]byte, len(serverMessage(make([]byte, size))))
 			b.SetBytes(int64(size))
 			b.ReportAllocs()
 			for b.Loop() {

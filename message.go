@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"math"
 	"strconv"
 	"unicode/utf8"
 )
@@ -65,6 +66,7 @@ type eventKind uint8
 const (
 	evNone    eventKind = iota // nothing complete: more bytes are needed
 	evMessage                  // op opText or opBinary, data the message
+	evChunk                    // op likewise, data a piece of the message, last if it is the last one
 	evPing                     // data the payload to echo
 	evPong                     // data the payload
 	evClose                    // code (StatusNoStatusReceived if absent), data the reason
@@ -76,6 +78,7 @@ const (
 type event struct {
 	kind eventKind
 	op   opcode
+	last bool
 	code StatusCode
 	data []byte
 	err  error // *ProtocolError or *LimitError
@@ -86,6 +89,7 @@ type event struct {
 type core struct {
 	client bool // we dialled: the peer's frames must not be masked
 	limits *coreLimits
+	stream bool     // the next message is wanted in pieces, as they come
 	part   *partial // the message that is arriving in pieces, or nil
 }
 
@@ -94,6 +98,8 @@ type core struct {
 type partial struct {
 	op     opcode  // of the first frame
 	frames int     // so far, the current one included
+	stream bool    // handed out as it comes: buf stays nil
+	total  int64   // payload length of all frames so far
 	buf    *buffer // the payload that has arrived, unmasked
 	utf8   utf8Checker
 
@@ -108,6 +114,11 @@ type partial struct {
 // atHeader reports whether the next byte begins a frame.
 func (c *core) atHeader() bool { return c.part == nil || c.part.left == 0 }
 
+// assembling reports whether a message that is wanted whole has begun, and
+// streaming whether one that is wanted in pieces has.
+func (c *core) assembling() bool { return c.part != nil && !c.part.stream }
+func (c *core) streaming() bool  { return c.part != nil && c.part.stream }
+
 // next looks at one frame, or the rest of one, at the start of b and returns the
 // event it completes with the number of bytes it used, which the caller must not
 // show again. evNone with n > 0 was a piece of a message: go on behind it. evNone
@@ -118,8 +129,7 @@ func (c *core) atHeader() bool { return c.part == nil || c.part.left == 0 }
 func (c *core) next(b []byte) (ev event, n int) {
 	if c.part != nil && c.part.left > 0 {
 		p := b[:min(c.part.left, int64(len(b)))]
-		c.part.append(p)
-		return c.arrived(len(p)), len(p)
+		return c.take(p), len(p)
 	}
 	h, n, perr := parseHeader(b)
 	if perr != nil {
@@ -143,7 +153,7 @@ func (c *core) next(b []byte) (ev event, n int) {
 		}
 		return controlEvent(h.op, p), int(end)
 	}
-	if whole && h.fin && h.op != opContinuation {
+	if whole && h.fin && h.op != opContinuation && !c.stream {
 		p := b[n:end:end]
 		if h.masked {
 			mask(p, h.key, 0)
@@ -154,15 +164,21 @@ func (c *core) next(b []byte) (ev event, n int) {
 		return event{kind: evMessage, op: h.op, data: p}, int(end)
 	}
 	c.begin(h)
-	if h.length == 0 {
-		return c.arrived(0), n
-	}
 	p := b[n:]
 	if whole {
 		p = p[:h.length]
 	}
+	return c.take(p), n + len(p)
+}
+
+// take takes the next bytes of the current frame's payload.
+func (c *core) take(p []byte) event {
+	if c.part.stream {
+		return c.arrived(p)
+	}
+	have := c.part.buf.len()
 	c.part.append(p)
-	return c.arrived(len(p)), n + len(p)
+	return c.arrived(c.part.buf.bytes()[have:])
 }
 
 // check holds a header against role, state and limits.
@@ -183,13 +199,17 @@ func (c *core) check(h header) error {
 	}
 	var have int64
 	if c.part != nil {
-		have = int64(c.part.buf.len())
+		have = c.part.total
 		if c.limits.maxFragments >= 0 && c.part.frames >= c.limits.maxFragments {
 			return &LimitError{Option: "MaxFragments", Limit: int64(c.limits.maxFragments), Size: int64(c.part.frames) + 1, Code: StatusPolicyViolation}
 		}
 	}
 	most := c.limits.maxMessage
-	if most < 0 {
+	switch {
+	case most >= 0:
+	case c.streaming() || c.stream && c.part == nil:
+		most = math.MaxInt64
+	default:
 		most = maxInt // what one slice can hold
 	}
 	if h.length > most-have {
@@ -229,34 +249,34 @@ func controlEvent(op opcode, p []byte) event {
 func (c *core) begin(h header) {
 	if c.part == nil {
 		c.part = newPartial()
-		c.part.op = h.op
+		c.part.op, c.part.stream = h.op, c.stream
 	}
 	p := c.part
 	p.frames++
+	p.total += h.length
 	p.fin, p.masked, p.key = h.fin, h.masked, h.key
 	p.size, p.left = h.length, h.length
 }
 
-// arrived accounts for the last n payload bytes of the part's buffer, masked
-// as they came.
-func (c *core) arrived(n int) event {
+// arrived accounts for the payload bytes b, masked as they came: the last ones
+// of the part's buffer, or of a stream.
+func (c *core) arrived(b []byte) event {
 	p := c.part
-	b := p.buf.bytes()
-	b = b[len(b)-n:]
 	if p.masked {
 		mask(b, p.key, p.size-p.left)
 	}
-	p.left -= int64(n)
-	if p.op == opText && !p.utf8.write(b) {
+	p.left -= int64(len(b))
+	last := p.fin && p.left == 0
+	if p.op == opText && (!p.utf8.write(b) || last && !p.utf8.complete()) {
 		return event{kind: evFail, err: errUTF8}
 	}
-	if p.left > 0 || !p.fin {
-		return event{}
+	switch {
+	case p.stream:
+		return event{kind: evChunk, op: p.op, data: b, last: last}
+	case last:
+		return event{kind: evMessage, op: p.op, data: p.buf.bytes()}
 	}
-	if p.op == opText && !p.utf8.complete() {
-		return event{kind: evFail, err: errUTF8}
-	}
-	return event{kind: evMessage, op: p.op, data: p.buf.bytes()}
+	return event{}
 }
 
 // directMin is the number of bytes still missing from a frame above which they
@@ -267,7 +287,7 @@ const directMin = 16 << 10
 // nil if it shall come through next. The buffer grows with what has arrived,
 // never with what was announced.
 func (c *core) space() []byte {
-	if c.part == nil || c.part.left < directMin {
+	if !c.assembling() || c.part.left < directMin {
 		return nil
 	}
 	return c.part.space()
@@ -275,8 +295,9 @@ func (c *core) space() []byte {
 
 // filled accounts for n bytes read into space.
 func (c *core) filled(n int) event {
+	have := c.part.buf.len()
 	c.part.buf.extend(n)
-	return c.arrived(n)
+	return c.arrived(c.part.buf.bytes()[have:])
 }
 
 // release gives the buffer of a message that was handed out, or of one that
@@ -291,14 +312,19 @@ func (c *core) release() {
 // appendFrame appends one frame with the payload p, masked with a fresh key if
 // client is set (§5.3). p is only read.
 func appendFrame(dst []byte, op opcode, p []byte, client bool) []byte {
-	h := header{fin: true, op: op, length: int64(len(p)), masked: client}
-	if client {
+	return appendData(dst, header{fin: true, op: op, masked: client}, p)
+}
+
+// appendData is appendFrame for what h describes, its length and key excepted.
+func appendData(dst []byte, h header, p []byte) []byte {
+	h.length = int64(len(p))
+	if h.masked {
 		h.key = newMaskKey()
 	}
 	dst = appendHeader(dst, h)
 	at := len(dst)
 	dst = append(dst, p...)
-	if client {
+	if h.masked {
 		mask(dst[at:], h.key, 0)
 	}
 	return dst

@@ -12,6 +12,8 @@ type settings struct {
 	maxBuffered      int           // payload bytes queued on one socket; negative: no limit
 	handshakeTimeout time.Duration // of the whole opening handshake; 0: none
 	writeTimeout     time.Duration // without progress; 0: none
+	pingInterval     time.Duration // of silence before a ping; 0: none
+	pongTimeout      time.Duration // of silence after a ping; 0: none
 	closeTimeout     time.Duration // from our Close frame leaving to the end; 0: none
 
 	// Seams of our tests.
@@ -27,6 +29,8 @@ const (
 	defaultHandshakeTimeout  = 10 * time.Second
 	defaultWriteTimeout      = 30 * time.Second
 	defaultCloseTimeout      = 5 * time.Second
+	defaultPingInterval      = 25 * time.Second
+	defaultPongTimeout       = 20 * time.Second
 	defaultMaxHeaderBytes    = 8 << 10
 )
 

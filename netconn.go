@@ -1,0 +1,178 @@
+package peerws
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// NetConn returns the socket as a net.Conn: a stream of bytes, each Write one
+// message of type t, each message of that type some bytes to read. Messages of
+// the other type fail the reading. It belongs to Read's style of reading.
+//
+// Read returns io.EOF when the peer has closed with 1000, 1001 or without a
+// code. Write returns when its bytes are queued. Close closes with 1000. A
+// WebSocket has no half-close, so there is no CloseWrite. A deadline that has
+// passed ends the wait only: the connection goes on when it is moved.
+func (c *WebSocket) NetConn(t MessageType) net.Conn {
+	return &netConn{c: c, t: t, rd: newDeadline(), wr: newDeadline()}
+}
+
+type netConn struct {
+	c      *WebSocket
+	t      MessageType
+	rd, wr *deadline
+
+	mu sync.Mutex // one Read at a time
+	r  io.Reader  // the message being read, nil between two
+}
+
+var errOtherType = errors.New("peerws: NetConn: message of the other type")
+
+// Read reads from the messages as they come.
+func (n *netConn) Read(p []byte) (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.rd.Err() != nil {
+		return 0, n.opError("read", os.ErrDeadlineExceeded)
+	}
+	for {
+		if n.r == nil {
+			t, r, err := n.c.NextReader(n.rd)
+			if err != nil {
+				return 0, n.readError(err)
+			}
+			if t != n.t {
+				n.c.startClose(InitiatorLocal, errOtherType, StatusUnsupportedData, "")
+				return 0, n.opError("read", errOtherType)
+			}
+			n.r = r
+		}
+		k, err := n.r.Read(p)
+		switch {
+		case err == nil && (k > 0 || len(p) == 0):
+			return k, nil
+		case err == io.EOF:
+			n.r = nil
+		case err != nil:
+			return k, n.readError(err)
+		}
+	}
+}
+
+// readError is io.EOF after an ordinary close by the peer.
+func (n *netConn) readError(err error) error {
+	if ev, ok := errors.AsType[CloseEvent](err); ok && ev.Initiator == InitiatorPeer {
+		switch ev.Code {
+		case StatusNormalClosure, StatusGoingAway, StatusNoStatusReceived:
+			return io.EOF
+		}
+	}
+	return n.opError("read", err)
+}
+
+// Write sends p as one message. An empty one sends nothing.
+func (n *netConn) Write(p []byte) (int, error) {
+	if n.wr.Err() != nil {
+		return 0, n.opError("write", os.ErrDeadlineExceeded)
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	// A large Write goes in pieces, so that a deadline can come between them.
+	done := 0
+	for done < len(p) {
+		k := min(len(p)-done, fragment)
+		if err := n.c.Write(n.wr, Message{n.t, p[done : done+k]}); err != nil {
+			return done, n.opError("write", err)
+		}
+		done += k
+	}
+	return done, nil
+}
+
+func (n *netConn) Close() error {
+	n.c.CloseWith(StatusNormalClosure, "")
+	return nil
+}
+
+func (n *netConn) LocalAddr() net.Addr  { return n.c.LocalAddr() }
+func (n *netConn) RemoteAddr() net.Addr { return n.c.RemoteAddr() }
+
+func (n *netConn) SetDeadline(t time.Time) error {
+	n.rd.set(t)
+	n.wr.set(t)
+	return nil
+}
+
+func (n *netConn) SetReadDeadline(t time.Time) error {
+	n.rd.set(t)
+	return nil
+}
+
+func (n *netConn) SetWriteDeadline(t time.Time) error {
+	n.wr.set(t)
+	return nil
+}
+
+// opError wraps err as the net package does.
+func (n *netConn) opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: "websocket", Source: n.LocalAddr(), Addr: n.RemoteAddr(), Err: err}
+}
+
+// A deadline is a context that ends at a time which can be moved.
+type deadline struct {
+	mu    sync.Mutex
+	timer *time.Timer
+	over  chan struct{} // closed when it has passed
+}
+
+func newDeadline() *deadline { return &deadline{over: make(chan struct{})} }
+
+func (d *deadline) set(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timer != nil && !d.timer.Stop() {
+		<-d.over // it has fired, or is about to
+	}
+	d.timer = nil
+	select {
+	case <-d.over:
+		d.over = make(chan struct{})
+	default:
+	}
+	if t.IsZero() {
+		return
+	}
+	over := d.over
+	if wait := time.Until(t); wait > 0 {
+		d.timer = time.AfterFunc(wait, func() { close(over) })
+	} else {
+		close(over)
+	}
+}
+
+// Done, Err, Deadline and Value make it a context.
+func (d *deadline) Done() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.over
+}
+
+func (d *deadline) Err() error {
+	select {
+	case <-d.Done():
+		return os.ErrDeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+func (d *deadline) Deadline() (time.Time, bool) { return time.Time{}, false }
+func (d *deadline) Value(any) any               { return nil }
+
+var _ context.Context = (*deadline)(nil)

@@ -1,0 +1,279 @@
+package peerws
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+)
+
+// Reading by calls. The connection's goroutine goes on to poll the socket and
+// to answer control frames. When it comes to a message it waits, and the
+// goroutine that calls Read borrows its side, takes the message apart itself,
+// out of the very block it came in, and gives the side back. So a burst of
+// messages costs one change of goroutine, and a context that ends loses nothing.
+
+// Read waits for the next message and returns it; Data is the caller's. Reads
+// from several goroutines take turns. ctx ends only the wait: the message that
+// was coming goes to the next Read.
+//
+// Messages that were received before a close are read first. Then the error
+// wraps net.ErrClosed and the [CloseEvent]. On a socket with OnMessage it is
+// [ErrReading].
+func (c *WebSocket) Read(ctx context.Context) (Message, error) {
+	if err := c.takeTurn(ctx); err != nil {
+		return Message{}, err
+	}
+	defer c.endTurn()
+	for {
+		if err := c.borrow(ctx); err != nil {
+			return Message{}, err
+		}
+		ev := c.rd.full
+		c.rd.full = event{}
+		if ev.kind == evNone && c.skipStream() {
+			ev = c.step()
+		}
+		if ev.kind != evMessage {
+			c.giveBack(true)
+			continue
+		}
+		m := Message{MessageType(ev.op), append(make([]byte, 0, len(ev.data)), ev.data...)}
+		if poison {
+			poisonBytes(ev.data)
+		}
+		c.core.release()
+		c.giveBack(false)
+		return m, nil
+	}
+}
+
+// Messages returns an iterator over the messages as Read returns them. It ends
+// silently after a clean close or when ctx ends, else with one error.
+func (c *WebSocket) Messages(ctx context.Context) iter.Seq2[Message, error] {
+	return func(yield func(Message, error) bool) {
+		for {
+			m, err := c.Read(ctx)
+			if err != nil {
+				if ev, ok := errors.AsType[CloseEvent](err); ctx.Err() == nil && !(ok && ev.ended()) {
+					yield(Message{}, err)
+				}
+				return
+			}
+			if !yield(m, nil) {
+				return
+			}
+		}
+	}
+}
+
+// ended reports whether e is an ordinary end: a closing handshake, or this
+// program's own Close.
+func (e CloseEvent) ended() bool {
+	return e.Err == nil && (e.Initiator == InitiatorLocal || e.Initiator == InitiatorPeer)
+}
+
+// A stream is a message that is read in pieces, and the io.Reader of it.
+type stream struct {
+	c     *WebSocket
+	ctx   context.Context
+	open  bool   // the message's end has not been read
+	chunk []byte // what is to be read next, loaned
+	last  bool   // nothing comes behind chunk
+	err   error  // of the reader, once it has failed
+}
+
+// NextReader waits for the next message and returns a reader of it that needs
+// no more memory for a large message than for a small one; with MaxMessageSize
+// negative it may have any size. What is left of the previous message is thrown
+// away. The reader is valid until the next call; its Reads wait no longer than
+// ctx. Only at its io.EOF is the message known to be complete, and text to be
+// UTF-8 to its end.
+func (c *WebSocket) NextReader(ctx context.Context) (MessageType, io.Reader, error) {
+	if err := c.takeTurn(ctx); err != nil {
+		return 0, nil, err
+	}
+	defer c.endTurn()
+	for {
+		if err := c.borrow(ctx); err != nil {
+			return 0, nil, err
+		}
+		if c.rd.stream == nil {
+			c.rd.stream = &stream{c: c}
+		}
+		ev := c.rd.full
+		c.rd.full = event{}
+		if ev.kind == evNone && c.skipStream() {
+			c.core.stream = true
+			ev = c.step()
+			c.core.stream = false
+		}
+		if ev.kind == evNone {
+			c.giveBack(true)
+			continue
+		}
+		s := c.rd.stream
+		*s = stream{c: c, ctx: ctx, open: true, chunk: ev.data, last: ev.last || ev.kind == evMessage}
+		c.giveBack(false)
+		return MessageType(ev.op), s, nil
+	}
+}
+
+// Read reads from the message that NextReader found.
+func (s *stream) Read(p []byte) (int, error) {
+	c := s.c
+	if err := c.takeTurn(s.ctx); err != nil {
+		return 0, err
+	}
+	defer c.endTurn()
+	for {
+		switch {
+		case s.err != nil:
+			return 0, s.err
+		case !s.open:
+			return 0, io.EOF
+		case len(p) == 0:
+			return 0, nil
+		}
+		if err := c.borrow(s.ctx); err != nil {
+			if c.ReadyState() != Open {
+				s.err = err
+			}
+			return 0, err
+		}
+		more := false
+		if len(s.chunk) == 0 && !s.last {
+			ev := c.step()
+			s.chunk, s.last = ev.data, ev.last
+			more = ev.kind == evNone
+		}
+		n := copy(p, s.chunk)
+		s.chunk = s.chunk[n:]
+		if len(s.chunk) == 0 && s.last {
+			s.open = false
+			c.core.release()
+		}
+		c.giveBack(more)
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+// skipStream throws away what is left of a message that was read in pieces and
+// reports whether its end has been reached. The read side is borrowed.
+func (c *WebSocket) skipStream() bool {
+	s := c.rd.stream
+	for s != nil && s.open {
+		s.chunk = nil
+		if !s.last {
+			ev := c.step()
+			if ev.kind == evNone {
+				return false
+			}
+			s.last = ev.last
+			continue
+		}
+		s.open = false
+		c.core.release()
+	}
+	return true
+}
+
+// step looks for a message, or a piece of one, in what has been received. None
+// means that more must come first. The read side is borrowed.
+func (c *WebSocket) step() event {
+	for c.in != nil && c.rd.off < len(c.in.b) && c.rd.verdict == vMore {
+		ev, n := c.core.next(c.in.b[c.rd.off:])
+		if ev.kind == evNone && n == 0 {
+			break
+		}
+		c.rd.off += n
+		if ev.kind == evMessage || ev.kind == evChunk {
+			return ev
+		}
+		c.rd.verdict = c.handle(ev, false)
+	}
+	return event{}
+}
+
+// takeTurn fixes the reading style and waits for the Read that is going on.
+func (c *WebSocket) takeTurn(ctx context.Context) error {
+	c.mu.Lock()
+	if c.onMessage.Load() != nil {
+		c.mu.Unlock()
+		return ErrReading
+	}
+	c.lf.reading = true
+	if c.lf.turn == nil {
+		c.lf.turn = make(chan struct{}, 1)
+	}
+	c.mu.Unlock()
+	select {
+	case c.lf.turn <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case c.lf.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (c *WebSocket) endTurn() { <-c.lf.turn }
+
+// borrow waits until the reader has come to a message, and borrows its side.
+func (c *WebSocket) borrow(ctx context.Context) error {
+	c.mu.Lock()
+	for {
+		switch {
+		case c.ReadyState() == Connecting:
+			c.mu.Unlock()
+			return ErrNotOpen
+		case c.ReadyState() != Open:
+			c.mu.Unlock()
+			return c.closedErr("read")
+		case c.lf.gated && !c.lf.resume:
+			c.lf.lent = true
+			c.mu.Unlock()
+			return nil
+		}
+		if c.lf.arrived == nil {
+			c.lf.arrived = make(chan struct{}, 1)
+		}
+		c.mu.Unlock()
+		select {
+		case <-c.lf.arrived:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		c.mu.Lock()
+	}
+}
+
+// giveBack returns the read side. The reader goes on if more bytes are needed,
+// and unless something of the next message is there already.
+func (c *WebSocket) giveBack(more bool) {
+	s := c.rd.stream
+	atHand := !more && c.rd.verdict == vMore && (s != nil && s.open && (len(s.chunk) > 0 || s.last) ||
+		c.in != nil && c.rd.off < len(c.in.b) && !c.core.assembling() && c.mustWait())
+	c.mu.Lock()
+	c.lf.lent = false
+	c.lf.resume, c.lf.fill = !atHand, more && c.rd.verdict == vMore
+	if !atHand || c.aborted.Load() || c.ReadyState() != Open || c.lf.tasks != nil {
+		c.openGateLocked()
+	}
+	c.mu.Unlock()
+}
+
+// wakeReadLocked has borrow look again. mu is held.
+func (c *WebSocket) wakeReadLocked() {
+	if c.lf.arrived != nil {
+		select {
+		case c.lf.arrived <- struct{}{}:
+		default:
+		}
+	}
+}

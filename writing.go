@@ -1,0 +1,160 @@
+package peerws
+
+import (
+	"context"
+	"io"
+	"net"
+)
+
+// A messageWriter writes one message in pieces.
+type messageWriter struct {
+	c    *WebSocket
+	ctx  context.Context
+	op   opcode // of the next frame
+	text bool
+	utf8 utf8Checker
+	buf  *buffer // what is not enough for a frame yet; nil once closed
+	err  error
+}
+
+// NextWriter begins a message whose size need not be known and returns a writer
+// of it that needs no more memory for a large message than for a small one. Its
+// Close ends the message. One such message can be under way at a time: NextWriter
+// waits for the one before, and messages of Send and Write queue behind it. Its
+// Writes wait for room like [WebSocket.Write]. All waits end with ctx; the
+// message is then incomplete, and Close tries again to end it, without waiting.
+func (c *WebSocket) NextWriter(ctx context.Context, t MessageType) (io.WriteCloser, error) {
+	op, err := checkOutgoing(Message{Type: t})
+	if err != nil {
+		return nil, err
+	}
+	if c.ReadyState() == Connecting {
+		return nil, ErrNotOpen
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	for c.wr.streamed && !c.wr.shut {
+		if err := c.roomWaitLocked(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if c.wr.shut {
+		return nil, c.closedErr("write")
+	}
+	c.flushLocked()
+	c.wr.streamed = true
+	return &messageWriter{c: c, ctx: ctx, op: op, text: t == Text, buf: newBuffer(smallMax)}, nil
+}
+
+// Write adds p to the message. Text that cannot be UTF-8 is refused, none of p
+// is taken then.
+func (m *messageWriter) Write(p []byte) (int, error) {
+	if m.err != nil {
+		return 0, m.err
+	}
+	if m.buf == nil {
+		return 0, net.ErrClosed
+	}
+	if m.text {
+		u := m.utf8
+		if !u.write(p) {
+			return 0, errTextUTF8
+		}
+		m.utf8 = u
+	}
+	n := len(p)
+	if m.buf.len()+len(p) <= cap(m.buf.b) {
+		m.buf.b = append(m.buf.b, p...)
+		return n, nil
+	}
+	if m.buf.len() > 0 {
+		k := cap(m.buf.b) - m.buf.len()
+		m.buf.b = append(m.buf.b, p[:k]...)
+		p = p[k:]
+		if m.err = m.frame(m.ctx, m.buf.b, false); m.err != nil {
+			return 0, m.err
+		}
+		m.buf.b = m.buf.b[:0]
+	}
+	for len(p) > cap(m.buf.b) {
+		k := min(len(p), fragment)
+		if m.err = m.frame(m.ctx, p[:k], false); m.err != nil {
+			return n - len(p), m.err
+		}
+		p = p[k:]
+	}
+	m.buf.b = append(m.buf.b, p...)
+	return n, nil
+}
+
+// frame sends a piece of the message, waiting for room.
+func (m *messageWriter) frame(ctx context.Context, p []byte, fin bool) error {
+	c := m.c
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	for {
+		err := c.sendLocked(header{fin: fin, op: m.op, masked: c.core.client}, p)
+		if err == nil {
+			m.op = opContinuation
+			return nil
+		}
+		if err != ErrBufferFull {
+			return err
+		}
+		if err := c.roomWaitLocked(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// Close ends the message. Text that stops inside a character cannot be ended:
+// the socket is closed then.
+func (m *messageWriter) Close() error {
+	if m.buf == nil {
+		return m.err
+	}
+	c := m.c
+	defer func() {
+		m.buf.free()
+		m.buf = nil
+	}()
+	if m.text && !m.utf8.complete() {
+		m.err = errTextUTF8
+		c.startClose(InitiatorLocal, errTextUTF8, StatusInternalError, "")
+	}
+	if m.err != nil && c.ReadyState() != Open {
+		return m.err
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	w := &c.wr
+	if w.shut {
+		m.err = c.closedErr("write")
+		return m.err
+	}
+	// The rest is small: it goes out of turn, whatever is queued.
+	h := header{fin: true, op: m.op, masked: c.core.client}
+	if w.out != nil {
+		w.buffered += m.buf.len()
+		w.out.enqueue(h, m.buf.b)
+	} else if err := c.sendLocked(h, m.buf.b); err != nil {
+		m.err = err
+		return err
+	}
+	w.streamed = false
+	if held := w.held; held != nil {
+		w.held, w.heldSize = nil, 0
+		c.flushLocked()
+		switch {
+		case w.shut:
+			held.free()
+		case w.out != nil:
+			w.out.join(held)
+		default:
+			w.out = held
+			c.writeQueued()
+		}
+	}
+	c.roomLocked()
+	return m.err
+}
