@@ -146,7 +146,11 @@ func TestWaitingConnections(t *testing.T) {
 }
 
 func TestShutdown(t *testing.T) {
-	l := listen(t, ListenConfig{OnConnection: echoing})
+	arrived := make(chan struct{}, 50)
+	l := listen(t, ListenConfig{OnConnection: func(c *WebSocket) {
+		echoing(c)
+		arrived <- struct{}{}
+	}})
 	var clients []*WebSocket
 	for range 50 {
 		c, err := Dial(t.Context(), l.URL())
@@ -154,6 +158,7 @@ func TestShutdown(t *testing.T) {
 			t.Fatal(err)
 		}
 		clients = append(clients, c)
+		<-arrived // the peer may know of it first
 	}
 	if n := l.Stats().Open; n != 50 {
 		t.Errorf("%d open", n)
