@@ -149,7 +149,7 @@ func TestTLS_OnePort(t *testing.T) {
 		c.OnMessage(func(_ *WebSocket, m Message) { got <- Message{m.Type, bytes.Clone(m.Data)} })
 		for _, n := range []int{0, 1, 1000, 20_000, 1 << 20} {
 			p := bytes.Repeat([]byte("x"), n)
-			if err := c.SendBinary(p); err != nil {
+			if err := c.Write(t.Context(), Message{Binary, p}); err != nil {
 				t.Fatal(err)
 			}
 			if m := <-got; !bytes.Equal(m.Data, p) {
