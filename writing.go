@@ -55,36 +55,44 @@ func (m *messageWriter) Write(p []byte) (int, error) {
 	if m.buf == nil {
 		return 0, net.ErrClosed
 	}
-	if m.text {
-		u := m.utf8
-		if !u.write(p) {
-			return 0, errTextUTF8
-		}
-		m.utf8 = u
+	before := m.utf8
+	if m.text && !m.utf8.write(p) {
+		m.utf8 = before
+		return 0, errTextUTF8
 	}
+	n := m.take(p)
+	if m.text && n < len(p) { // Close must know where the text really stops
+		m.utf8 = before
+		m.utf8.write(p[:n])
+	}
+	return n, m.err
+}
+
+// take takes p, or as much of it as there is room for until m.err.
+func (m *messageWriter) take(p []byte) int {
 	n := len(p)
 	if m.buf.len()+len(p) <= cap(m.buf.b) {
 		m.buf.b = append(m.buf.b, p...)
-		return n, nil
+		return n
 	}
 	if m.buf.len() > 0 {
 		k := cap(m.buf.b) - m.buf.len()
 		m.buf.b = append(m.buf.b, p[:k]...)
 		p = p[k:]
 		if m.err = m.frame(m.ctx, m.buf.b, false); m.err != nil {
-			return 0, m.err
+			return k // in buf, where Close finds it
 		}
 		m.buf.b = m.buf.b[:0]
 	}
 	for len(p) > cap(m.buf.b) {
 		k := min(len(p), fragment)
 		if m.err = m.frame(m.ctx, p[:k], false); m.err != nil {
-			return n - len(p), m.err
+			return n - len(p)
 		}
 		p = p[k:]
 	}
 	m.buf.b = append(m.buf.b, p...)
-	return n, nil
+	return n
 }
 
 // frame sends a piece of the message, waiting for room.
