@@ -181,6 +181,7 @@ func TestAddresses_LostAndMadeAgain(t *testing.T) {
 		external := "5.6.7.8:12345"
 		g := &gateway{}
 		g.onMap = func(context.Context, nat.Request) (nat.Lease, error) {
+			time.Sleep(time.Second)
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			if down {

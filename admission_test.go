@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -590,5 +591,50 @@ func TestShutdown_Concurrent(t *testing.T) {
 		if err := l.Shutdown(t.Context()); err != nil {
 			t.Errorf("again: %v", err)
 		}
+	})
+}
+
+// Shutdown also waits for sockets whose handshake ends just then.
+func TestShutdown_Races(t *testing.T) {
+	for range 50 {
+		l := openPort(t, ListenConfig{OnConnection: func(*WebSocket) {}, CloseTimeout: 10 * time.Millisecond})
+		var wg sync.WaitGroup
+		for range 4 {
+			conn, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				io.WriteString(conn, upgrade)
+				io.Copy(io.Discard, conn)
+			})
+		}
+		if err := l.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		l.mu.Lock()
+		if n := len(l.sockets); n > 0 {
+			t.Errorf("%d sockets after Shutdown", n)
+		}
+		l.mu.Unlock()
+		wg.Wait()
+	}
+}
+
+// An upgrade on a kept-alive connection needs a place among the handshakes too.
+func TestMaxHandshakes_KeptAlive(t *testing.T) {
+	inBubble(t, ListenConfig{MaxHandshakes: 1, HTTP: page}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		k := dial(getPage)
+		k.wantPage(`GET 127.0.0.1:9000 /page ""`)
+		silent := dial()
+		synctest.Wait()
+		k.send(upgrade)
+		k.wantRefusal(503)
+		silent.conn.Close()
+		synctest.Wait()
+		k = dial(getPage, upgrade)
+		k.wantPage(`GET 127.0.0.1:9000 /page ""`)
+		k.wantOpen()
 	})
 }

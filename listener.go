@@ -736,8 +736,16 @@ func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer
 	}
 	c.rd.head = true
 	c.open(steady(conn, l.set.writeTimeout), false, early)
+	l.mu.Lock()
+	l.sockets[c] = struct{}{} // before over: Shutdown must see one of the two
+	l.clock.wind()
+	l.mu.Unlock()
 	over()
-	conn.SetDeadline(time.Time{}) // now that Close no longer sets it
+	c.mu.Lock()
+	if !c.aborted.Load() {
+		conn.SetDeadline(time.Time{}) // now that Close no longer sets it
+	}
+	c.mu.Unlock()
 	l.handOver(c)
 }
 
@@ -769,8 +777,6 @@ func (l *WebSocketListener) authorized(req *request, remote net.Addr) error {
 // handOver gives an open socket to the program, or lets it wait.
 func (l *WebSocketListener) handOver(c *WebSocket) {
 	l.mu.Lock()
-	l.sockets[c] = struct{}{}
-	l.clock.wind()
 	l.stats.Accepted++
 	f := l.onConnection
 	closed := l.state == ListenerClosed
@@ -887,6 +893,7 @@ func (l *WebSocketListener) Shutdown(ctx context.Context) error {
 		c.CloseWith(StatusGoingAway, "")
 	}
 	err := <-closed
+	sockets = slices.AppendSeq(sockets, l.eachSocket) // whose handshake has ended meanwhile
 	for _, c := range sockets {
 		select {
 		case <-c.Done():
