@@ -366,13 +366,7 @@ func (c *WebSocket) runLate() {
 // Send returns [ErrBufferFull] and the connection lives; [WebSocket.Write] waits
 // instead. Once the socket is closing the error wraps net.ErrClosed and the
 // [CloseEvent].
-func (c *WebSocket) Send(m Message) error {
-	op, err := checkOutgoing(m)
-	if err != nil {
-		return err
-	}
-	return c.send(op, m.Data)
-}
+func (c *WebSocket) Send(m Message) error { return c.transmit(nil, m) }
 
 // SendText sends s as a text message, like Send.
 func (c *WebSocket) SendText(s string) error {
@@ -399,21 +393,7 @@ func checkOutgoing(m Message) (opcode, error) {
 
 // Write is Send for programs that must not drop: while the queue has no room it
 // waits, until ctx ends. The connection is not harmed by that; m was not taken.
-func (c *WebSocket) Write(ctx context.Context, m Message) error {
-	op, err := checkOutgoing(m)
-	if err != nil {
-		return err
-	}
-	for {
-		err := c.send(op, m.Data)
-		if err != ErrBufferFull {
-			return err
-		}
-		if err := c.awaitRoom(ctx); err != nil {
-			return err
-		}
-	}
-}
+func (c *WebSocket) Write(ctx context.Context, m Message) error { return c.transmit(ctx, m) }
 
 // Flush waits until the kernel has taken everything that was sent, until the
 // socket is closed, or until ctx ends. It returns nil in the first case.

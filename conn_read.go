@@ -34,6 +34,15 @@ const (
 
 // run is the connection's goroutine from here to its end.
 func (c *WebSocket) run() {
+	c.started()
+	c.finish(c.readLoop())
+}
+
+// started is what run does first. It stands apart, because what readLoop calls
+// must fit on the smallest stack for an idle connection to stay small.
+//
+//go:noinline
+func (c *WebSocket) started() {
 	if c.owner == nil {
 		c.clock = newClock(c.set, func(yield func(*WebSocket) bool) {
 			if c.ReadyState() == Open {
@@ -49,15 +58,15 @@ func (c *WebSocket) run() {
 		c.lf.tasks = slices.Insert(c.lf.tasks, 0, func() { f(c) })
 	}
 	c.mu.Unlock()
-	c.finish(c.readLoop())
+	c.runTasks()
 }
 
 func (c *WebSocket) readLoop() verdict {
-	c.runTasks()
 	v, fill := vMore, false
 	for v == vMore {
 		if c.in != nil && !fill {
 			v = c.parse()
+			c.leave(v)
 		}
 		if v == vMore {
 			v = c.fill()
@@ -70,43 +79,46 @@ func (c *WebSocket) readLoop() verdict {
 	return v
 }
 
-// parse handles what lies in c.in behind rd.off and leaves there only what is
-// incomplete or must wait.
+// parse handles what lies in c.in behind rd.off, as far as it is complete and
+// wanted.
 func (c *WebSocket) parse() verdict {
-	b := c.in.b
-	v := vMore
-	for v == vMore && c.rd.off < len(b) {
+	for c.rd.off < len(c.in.b) {
 		if c.aborted.Load() {
-			v = vEnded
-			break
+			return vEnded
 		}
 		if c.mustWait() {
-			v = vGated
-			break
+			return vGated
 		}
-		ev, n := c.core.next(b[c.rd.off:])
-		if ev.kind == evNone && n == 0 {
+		ev, n := c.core.next(c.in.b[c.rd.off:])
+		if n == 0 && ev.kind == evNone {
 			break
 		}
 		c.rd.off += n
-		v = c.handle(ev, c.rd.off < len(b))
+		if f := c.onMessage.Load(); f != nil && ev.kind == evMessage && c.ReadyState() == Open {
+			c.deliver(*f, ev.op, ev.data)
+		} else if v := c.handle(ev); v != vMore {
+			return v
+		}
 	}
+	return vMore
+}
+
+// leave sends the replies and keeps of c.in only what parse has left there.
+func (c *WebSocket) leave(v verdict) {
 	c.uncork()
-	rest := b[c.rd.off:]
-	switch {
+	switch rest := c.in.b[c.rd.off:]; {
 	case v == vGated && len(rest) > 0:
-		if cap(b) > 2*len(rest) && cap(b) > 1<<minClass { // held for who knows how long: in no more than it needs
+		if size := cap(c.in.b); size > 2*len(rest) && size > 1<<minClass { // held for who knows how long: in no more than it needs
 			f := newBuffer(len(rest))
 			f.b = append(f.b, rest...)
 			c.in.free()
 			c.in, c.rd.off = f, 0
 		}
 	case v > vGated:
-		c.in.b, c.rd.off = b[:0], 0
+		c.in.b, c.rd.off = c.in.b[:0], 0
 	default:
 		c.compact()
 	}
-	return v
 }
 
 // compact moves what is not parsed to the front of c.in.
@@ -127,23 +139,23 @@ func (c *WebSocket) mustWait() bool {
 	return c.onMessage.Load() == nil && c.ReadyState() == Open
 }
 
-// handle acts on one event. more tells that the block holds more bytes behind it.
-func (c *WebSocket) handle(ev event, more bool) verdict {
+// handle acts on one event.
+func (c *WebSocket) handle(ev event) verdict {
 	switch ev.kind {
 	case evMessage:
-		switch {
-		case c.ReadyState() != Open:
-		case c.onMessage.Load() != nil:
-			c.deliver(ev, more)
-		default: // a Read has begun it and gone: the next one finds it
-			c.rd.full = ev
-			return vGated
-		}
-		c.core.release()
-	case evChunk: // of a socket that is no longer open
-		if ev.last {
+		if c.ReadyState() != Open {
 			c.core.release()
+			break
 		}
+		if f := c.onMessage.Load(); f != nil {
+			c.deliver(*f, ev.op, ev.data)
+			break
+		}
+		c.rd.full = ev // a Read has begun it and gone: the next one finds it
+		return vGated
+	case evChunk: // of a socket that is no longer open
+	case evLastChunk:
+		c.core.release()
 	case evPing:
 		c.pong(ev.data)
 	case evPong:
@@ -159,18 +171,20 @@ func (c *WebSocket) handle(ev event, more bool) verdict {
 	return vMore
 }
 
-// deliver hands a message to the program.
-func (c *WebSocket) deliver(ev event, more bool) {
-	if more {
+// deliver hands a message to the program. If more bytes of the block follow,
+// replies are collected.
+func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte) {
+	if c.in != nil && c.rd.off < len(c.in.b) {
 		c.openCork()
 	}
 	if c.rd.head {
 		c.dropHead()
 	}
-	(*c.onMessage.Load())(c, Message{MessageType(ev.op), ev.data})
+	f(c, Message{MessageType(op), data})
 	if poison {
-		poisonBytes(ev.data)
+		poisonBytes(data)
 	}
+	c.core.release()
 }
 
 // awaitGate waits, with a message at hand, until somebody wants messages: an
@@ -251,7 +265,7 @@ func (c *WebSocket) fill() verdict {
 			c.in.extend(n)
 			return vMore
 		}
-		v := c.handle(c.core.filled(n), false)
+		v := c.handle(c.core.filled(n))
 		if v != vMore || err == nil {
 			return v
 		}
@@ -265,7 +279,11 @@ func (c *WebSocket) fill() verdict {
 // readable makes one read attempt. RawConn.Read calls it, first at once, then
 // whenever the socket has become readable; false parks.
 func (c *WebSocket) readable(fd uintptr) bool {
-	c.rd.n, c.rd.err = c.set.sys.readOnce(fd, c.room())
+	if p := c.room(); c.set.sys == nil {
+		c.rd.n, c.rd.err = sysRead(fd, p)
+	} else {
+		c.rd.n, c.rd.err = c.set.sys.read(fd, p)
+	}
 	if c.rd.err == nil || !wouldBlock(c.rd.err) {
 		return true
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -38,10 +39,20 @@ type writer struct {
 	room     chan struct{} // closed when the queue has shrunk or the end has come; nil if nobody waits
 	watchdog *time.Timer   // of the cork
 
-	vec  [writeVec][]byte // arguments of writable
-	nvec int
-	n    int // results of writable
-	err  error
+	one []byte  // what writable writes, or
+	vec *vector // this, if it is several buffers
+	n   int     // results of writable
+	err error
+}
+
+// A vector is several buffers for one write.
+type vector [writeVec][]byte
+
+var vectorPool = sync.Pool{New: func() any { return new(vector) }}
+
+func (v *vector) free() {
+	clear(v[:])
+	vectorPool.Put(v)
 }
 
 // data is the header of a whole message, without what each frame has of its own.
@@ -49,17 +60,40 @@ func (c *WebSocket) data(op opcode) header {
 	return header{fin: true, op: op, masked: c.core.client}
 }
 
-// send sends a message by one of the three ways.
-func (c *WebSocket) send(op opcode, p []byte) error {
+// transmit sends a message by one of the three ways. If the queue has no room
+// it waits, until ctx ends; a nil ctx stands for not waiting.
+//
+// It and what it calls run on the connection's goroutine when a callback sends:
+// their frames are kept small, so that the stack need not grow.
+func (c *WebSocket) transmit(ctx context.Context, m Message) error {
+	op, err := checkOutgoing(m)
+	if err != nil {
+		return err
+	}
 	if c.ReadyState() == Connecting {
 		return ErrNotOpen
 	}
 	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	w := &c.wr
-	if !w.streamed || w.shut {
-		return c.sendLocked(c.data(op), p)
+	for {
+		if !c.wr.streamed || c.wr.shut {
+			err = c.sendLocked(c.data(op), m.Data)
+		} else {
+			err = c.holdLocked(op, m.Data)
+		}
+		if err != ErrBufferFull || ctx == nil {
+			break
+		}
+		if err = c.roomWaitLocked(ctx); err != nil {
+			break
+		}
 	}
+	c.wmu.Unlock()
+	return err
+}
+
+// holdLocked queues a message behind the one that a NextWriter has under way.
+func (c *WebSocket) holdLocked(op opcode, p []byte) error {
+	w := &c.wr
 	if c.full(len(p)) {
 		return ErrBufferFull
 	}
@@ -132,20 +166,26 @@ func (c *WebSocket) corkMax() int {
 // writeNow makes one attempt to write the whole frames in f, which it owns.
 // What the kernel does not take is queued. wmu is held, the queue is empty.
 func (c *WebSocket) writeNow(f *buffer) {
-	w := &c.wr
 	n := 0
 	if c.raw != nil {
-		w.vec[0], w.nvec = f.b, 1
+		c.wr.one = f.b
 		n = c.writeOnce()
-		if w.err != nil {
-			f.free()
-			c.writeFailed(w.err)
-			return
-		}
 	}
-	if n == f.len() {
+	if n == len(f.b) {
 		f.free()
-		w.buffered = w.heldSize
+		c.wr.buffered = c.wr.heldSize
+		return
+	}
+	c.queueFrom(f, n)
+}
+
+// queueFrom queues the frames in f, of which n bytes have been written, unless
+// writing has failed.
+func (c *WebSocket) queueFrom(f *buffer, n int) {
+	w := &c.wr
+	if c.raw != nil && w.err != nil {
+		f.free()
+		c.writeFailed(w.err)
 		return
 	}
 	o := newOutbox()
@@ -164,25 +204,28 @@ func (c *WebSocket) writeLarge(h header, p []byte) {
 	frames, size := cut(len(p))
 	heads := newBuffer(maxHeaderSize * writeVec)
 	defer heads.free()
+	vec := vectorPool.Get().(*vector)
+	defer vec.free()
 	for i, at := 0, 0; i < frames; {
 		// As many frames as one write holds.
 		heads.b = heads.b[:0]
 		nvec, total := 0, 0
 		if cork != nil {
-			w.vec[0], nvec, total = cork.b, 1, cork.len()
+			vec[0], nvec, total = cork.b, 1, cork.len()
 		}
 		next, end := i, at
 		for next < frames && nvec+2 <= writeVec {
 			part := p[end:min(end+size, len(p))]
 			from := heads.len()
 			heads.b = appendHeader(heads.b, h.piece(next, frames, len(part)))
-			w.vec[nvec], w.vec[nvec+1] = heads.b[from:], part
+			vec[nvec], vec[nvec+1] = heads.b[from:], part
 			total += heads.len() - from + len(part)
 			nvec += 2
 			next++
 			end += len(part)
 		}
-		w.nvec = nvec
+		clear(vec[nvec:])
+		w.vec = vec
 		n := c.writeOnce()
 		if w.err != nil {
 			cork.free()
@@ -241,12 +284,15 @@ func (c *WebSocket) queueRest(cork *buffer, h header, p []byte, i, at, n int) {
 // the rest to the writer goroutine. wmu is held.
 func (c *WebSocket) writeQueued() {
 	w := &c.wr
+	vec := vectorPool.Get().(*vector)
+	defer vec.free()
 	for c.raw != nil {
-		if w.nvec = w.out.wire(&w.vec, c.core.client); w.nvec == 0 {
+		if w.out.wire(vec, c.core.client) == 0 {
 			w.out.free()
 			w.out = nil
 			return
 		}
+		w.vec = vec
 		n := c.writeOnce()
 		if w.err != nil {
 			c.writeFailed(w.err)
@@ -260,17 +306,15 @@ func (c *WebSocket) writeQueued() {
 	c.startWriter()
 }
 
-// writeOnce makes one non-blocking write of vec and returns how much was taken;
-// an error is in w.err.
+// writeOnce makes one non-blocking write of one or vec and returns how much was
+// taken; an error is in w.err. wmu is held, the writer goroutine is not running.
 func (c *WebSocket) writeOnce() int {
 	w := &c.wr
 	w.n, w.err, w.park = 0, nil, false
-	err := c.raw.Write(c.writeFn)
-	if err == nil {
-		err = w.err
+	if err := c.raw.Write(c.writeFn); err != nil {
+		w.err = err
 	}
-	w.err = err
-	clear(w.vec[:])
+	w.one, w.vec = nil, nil
 	return w.n
 }
 
@@ -278,12 +322,29 @@ func (c *WebSocket) writeOnce() int {
 // writer goroutine, which is then the only one to write.
 func (c *WebSocket) writable(fd uintptr) bool {
 	w := &c.wr
-	w.n, w.err = c.set.sys.writeOnce(fd, w.vec[:w.nvec])
+	switch {
+	case c.set.sys != nil:
+		c.writeSeam(fd)
+	case w.vec != nil:
+		w.n, w.err = sysWritev(fd, w.vec[:])
+	default:
+		w.n, w.err = sysWrite(fd, w.one)
+	}
 	if w.err != nil && wouldBlock(w.err) {
 		w.n, w.err = 0, nil
 		return !w.park
 	}
 	return true
+}
+
+// writeSeam is the write of a test.
+func (c *WebSocket) writeSeam(fd uintptr) {
+	w := &c.wr
+	bufs := [][]byte{w.one}
+	if w.vec != nil {
+		bufs = w.vec[:]
+	}
+	w.n, w.err = c.set.sys.write(fd, bufs)
 }
 
 // startWriter starts the writer goroutine. wmu is held.
@@ -299,7 +360,8 @@ func (c *WebSocket) startWriter() {
 // writes to the transport.
 func (c *WebSocket) writeLoop() {
 	w := &c.wr
-	var vec [writeVec][]byte
+	vec := vectorPool.Get().(*vector)
+	defer vec.free()
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	defer func() {
@@ -307,8 +369,7 @@ func (c *WebSocket) writeLoop() {
 		c.roomLocked()
 	}()
 	for w.out != nil {
-		nvec := w.out.wire(&vec, c.core.client)
-		if nvec == 0 {
+		if w.out.wire(vec, c.core.client) == 0 {
 			w.out.free()
 			w.out = nil
 			c.setWriteDeadline(time.Time{})
@@ -318,7 +379,7 @@ func (c *WebSocket) writeLoop() {
 			return
 		}
 		c.wmu.Unlock()
-		n, err := c.writeWait(&vec, nvec)
+		n, err := c.writeWait(vec)
 		c.wmu.Lock()
 		if w.out == nil { // the socket was finished meanwhile
 			return
@@ -344,7 +405,7 @@ func (c *WebSocket) writeLoop() {
 
 // writeWait writes some of vec, waiting for room. Only the writer goroutine
 // calls it, without wmu.
-func (c *WebSocket) writeWait(vec *[writeVec][]byte, nvec int) (int, error) {
+func (c *WebSocket) writeWait(vec *vector) (int, error) {
 	if d := c.set.writeTimeout; d > 0 {
 		c.setWriteDeadline(time.Now().Add(d))
 	}
@@ -352,10 +413,9 @@ func (c *WebSocket) writeWait(vec *[writeVec][]byte, nvec int) (int, error) {
 		return c.conn.Write(vec[0])
 	}
 	w := &c.wr
-	w.vec, w.nvec = *vec, nvec
-	w.n, w.err, w.park = 0, nil, true
+	w.vec, w.n, w.err, w.park = vec, 0, nil, true
 	err := c.raw.Write(c.writeFn)
-	clear(w.vec[:])
+	w.vec = nil
 	if err == nil {
 		err = w.err
 	}

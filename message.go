@@ -64,21 +64,22 @@ type coreLimits struct {
 type eventKind uint8
 
 const (
-	evNone    eventKind = iota // nothing complete: more bytes are needed
-	evMessage                  // op opText or opBinary, data the message
-	evChunk                    // op likewise, data a piece of the message, last if it is the last one
-	evPing                     // data the payload to echo
-	evPong                     // data the payload
-	evClose                    // code (StatusNoStatusReceived if absent), data the reason
-	evFail                     // err: fail the connection with its code; the core is spent
+	evNone      eventKind = iota // nothing complete: more bytes are needed
+	evMessage                    // op opText or opBinary, data the message
+	evChunk                      // op likewise, data a piece of the message
+	evLastChunk                  // op likewise, data the last piece of the message, perhaps empty
+	evPing                       // data the payload to echo
+	evPong                       // data the payload
+	evClose                      // code (StatusNoStatusReceived if absent), data the reason
+	evFail                       // err: fail the connection with its code; the core is spent
 )
 
 // An event is what next found. data is loaned: it lies in the block given to
-// next, or in the core until release.
+// next, or in the core until release. (With next's n it is nine words: that many
+// Go returns in registers.)
 type event struct {
 	kind eventKind
 	op   opcode
-	last bool
 	code StatusCode
 	data []byte
 	err  error // *ProtocolError or *LimitError
@@ -271,8 +272,10 @@ func (c *core) arrived(b []byte) event {
 		return event{kind: evFail, err: errUTF8}
 	}
 	switch {
+	case p.stream && last:
+		return event{kind: evLastChunk, op: p.op, data: b}
 	case p.stream:
-		return event{kind: evChunk, op: p.op, data: b, last: last}
+		return event{kind: evChunk, op: p.op, data: b}
 	case last:
 		return event{kind: evMessage, op: p.op, data: p.buf.bytes()}
 	}

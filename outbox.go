@@ -148,7 +148,8 @@ func (o *outbox) urgent() bool { return o.ponging || o.pings != nil }
 
 // wire fills vec with what is to be written next and returns how many buffers
 // that is, 0 if the outbox is empty.
-func (o *outbox) wire(vec *[writeVec][]byte, client bool) (n int) {
+func (o *outbox) wire(vec *vector, client bool) (n int) {
+	clear(vec[:])
 	if o.lane == nil && o.urgent() && o.head == 0 && o.body == 0 {
 		o.lane, o.pings = o.pings, nil
 		if o.ponging {

@@ -113,7 +113,7 @@ func (c *WebSocket) NextReader(ctx context.Context) (MessageType, io.Reader, err
 			continue
 		}
 		s := c.rd.stream
-		*s = stream{c: c, ctx: ctx, open: true, chunk: ev.data, last: ev.last || ev.kind == evMessage}
+		*s = stream{c: c, ctx: ctx, open: true, chunk: ev.data, last: ev.kind != evChunk}
 		c.giveBack(false)
 		return MessageType(ev.op), s, nil
 	}
@@ -144,7 +144,7 @@ func (s *stream) Read(p []byte) (int, error) {
 		more := false
 		if len(s.chunk) == 0 && !s.last {
 			ev := c.step()
-			s.chunk, s.last = ev.data, ev.last
+			s.chunk, s.last = ev.data, ev.kind == evLastChunk
 			more = ev.kind == evNone
 		}
 		n := copy(p, s.chunk)
@@ -171,7 +171,7 @@ func (c *WebSocket) skipStream() bool {
 			if ev.kind == evNone {
 				return false
 			}
-			s.last = ev.last
+			s.last = ev.kind == evLastChunk
 			continue
 		}
 		s.open = false
@@ -189,10 +189,11 @@ func (c *WebSocket) step() event {
 			break
 		}
 		c.rd.off += n
-		if ev.kind == evMessage || ev.kind == evChunk {
+		switch ev.kind {
+		case evMessage, evChunk, evLastChunk:
 			return ev
 		}
-		c.rd.verdict = c.handle(ev, false)
+		c.rd.verdict = c.handle(ev)
 	}
 	return event{}
 }

@@ -14,14 +14,33 @@ func sysRead(fd uintptr, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
-	if errno != 0 {
-		return 0, errno
+	for {
+		n, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		if errno == 0 {
+			return int(n), nil
+		}
+		if errno != syscall.EINTR {
+			return 0, errno
+		}
 	}
-	return int(n), nil
 }
 
-func sysWrite(fd uintptr, bufs [][]byte) (int, error) {
+func sysWrite(fd uintptr, p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		if errno == 0 {
+			return int(n), nil
+		}
+		if errno != syscall.EINTR {
+			return 0, errno
+		}
+	}
+}
+
+func sysWritev(fd uintptr, bufs [][]byte) (int, error) {
 	var iov [writeVec]syscall.Iovec
 	n := 0
 	for _, b := range bufs {
@@ -34,9 +53,13 @@ func sysWrite(fd uintptr, bufs [][]byte) (int, error) {
 	if n == 0 {
 		return 0, nil
 	}
-	k, _, errno := syscall.RawSyscall(syscall.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(n))
-	if errno != 0 {
-		return 0, errno
+	for {
+		k, _, errno := syscall.RawSyscall(syscall.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&iov[0])), uintptr(n))
+		if errno == 0 {
+			return int(k), nil
+		}
+		if errno != syscall.EINTR {
+			return 0, errno
+		}
 	}
-	return int(k), nil
 }

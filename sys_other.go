@@ -10,7 +10,10 @@ import (
 
 // Without non-blocking descriptors every connection takes the portable path.
 
-type sysOps struct{}
+type sysOps struct {
+	read  func(fd uintptr, p []byte) (int, error)
+	write func(fd uintptr, bufs [][]byte) (int, error)
+}
 
 func rawConn(net.Conn) syscall.RawConn { return nil }
 
@@ -18,5 +21,6 @@ func wouldBlock(error) bool { return false }
 
 var errNoRaw = errors.New("peerws: no raw path on this system")
 
-func (s *sysOps) readOnce(uintptr, []byte) (int, error)    { return 0, errNoRaw }
-func (s *sysOps) writeOnce(uintptr, [][]byte) (int, error) { return 0, errNoRaw }
+func sysRead(uintptr, []byte) (int, error)     { return 0, errNoRaw }
+func sysWrite(uintptr, []byte) (int, error)    { return 0, errNoRaw }
+func sysWritev(uintptr, [][]byte) (int, error) { return 0, errNoRaw }

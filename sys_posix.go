@@ -4,22 +4,31 @@ package peerws
 
 import "syscall"
 
-func sysRead(fd uintptr, p []byte) (int, error) { return syscall.Read(int(fd), p) }
+func sysRead(fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := syscall.Read(int(fd), p)
+		if err != syscall.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
 
-func sysWrite(fd uintptr, bufs [][]byte) (int, error) { return writeEach(fd, bufs) }
+func sysWrite(fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := syscall.Write(int(fd), p)
+		if err != syscall.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
 
-// writeEach is writev by single writes, which this system or build does not have.
-func writeEach(fd uintptr, bufs [][]byte) (n int, err error) {
+// sysWritev is writev by single writes: the syscall package has no other.
+func sysWritev(fd uintptr, bufs [][]byte) (n int, err error) {
 	for _, b := range bufs {
-		if len(b) == 0 {
-			continue
-		}
-		k, err := syscall.Write(int(fd), b)
-		if k > 0 {
-			n += k
-		}
+		k, err := sysWrite(fd, b)
+		n += k
 		if err != nil {
-			if n > 0 { // the rest is told by the next call
+			if n > 0 { // the next call will tell
 				return n, nil
 			}
 			return 0, err

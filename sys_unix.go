@@ -35,28 +35,5 @@ func wouldBlock(err error) bool {
 	return errors.Is(err, syscall.EAGAIN)
 }
 
-// readOnce makes one non-blocking read; n = 0 without an error is the end.
-func (s *sysOps) readOnce(fd uintptr, p []byte) (n int, err error) {
-	if s != nil {
-		return s.read(fd, p)
-	}
-	for {
-		n, err = sysRead(fd, p)
-		if err != syscall.EINTR {
-			return max(n, 0), err
-		}
-	}
-}
-
-// writeOnce makes one non-blocking write of all bufs, or as many of them as are taken.
-func (s *sysOps) writeOnce(fd uintptr, bufs [][]byte) (n int, err error) {
-	if s != nil {
-		return s.write(fd, bufs)
-	}
-	for {
-		n, err = sysWrite(fd, bufs)
-		if err != syscall.EINTR {
-			return max(n, 0), err
-		}
-	}
-}
+// sysRead, sysWrite and sysWritev make one system call each: n = 0 without an
+// error is the end of reading; of what is to be written some may be taken.
