@@ -296,12 +296,15 @@ func TestAccept_Rules(t *testing.T) {
 		// In order, and none is lost when several wait and several come.
 		for range 3 {
 			dial(upgrade).wantOpen()
+			synctest.Wait()
 		}
-		synctest.Wait()
 		for i := range 3 {
 			c, err := l.Accept(t.Context())
-			if err != nil || c.RemoteAddr().(*net.TCPAddr).Port != 50000+i {
-				t.Fatalf("%d: %v, %v", i, c, err)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if port := c.RemoteAddr().(*net.TCPAddr).Port; port != 50000+i {
+				t.Errorf("%d: port %d", i, port)
 			}
 		}
 		var wg sync.WaitGroup
@@ -363,7 +366,7 @@ func TestConnections_EndsSilently(t *testing.T) {
 		dial(upgrade).wantOpen()
 		for c, err := range l.Connections(ctx) {
 			if err != nil || c == nil {
-				t.Errorf("%v, %v", c, err)
+				t.Errorf("a socket: %v, %v", c != nil, err)
 			}
 			if n++; n < 3 {
 				dial(upgrade).wantOpen()
@@ -380,10 +383,10 @@ func TestConnections_EndsSilently(t *testing.T) {
 		}
 		time.AfterFunc(time.Second, func() { l.Close() })
 		for c, err := range l.Connections(t.Context()) {
-			t.Errorf("%v, %v", c, err)
+			t.Errorf("a socket: %v, %v", c != nil, err)
 		}
 		for c, err := range l.Connections(t.Context()) {
-			t.Errorf("after Close: %v, %v", c, err)
+			t.Errorf("after Close: a socket: %v, %v", c != nil, err)
 		}
 	})
 }

@@ -457,7 +457,7 @@ func TestDial_ContextEnds(t *testing.T) {
 						start := time.Now()
 						ws, err := d.Dial(ctx, url)
 						if _, ok := errors.AsType[*HandshakeError](err); ws != nil || !ok || !errors.Is(err, want) {
-							t.Errorf("%v, %v", ws, err)
+							t.Errorf("a socket: %v, %v", ws != nil, err)
 						}
 						if how == "timeout" && !strings.Contains(err.Error(), "HandshakeTimeout") {
 							t.Errorf("%v", err)
