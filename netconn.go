@@ -27,8 +27,9 @@ type netConn struct {
 	t      MessageType
 	rd, wr *deadline
 
-	mu sync.Mutex // one Read at a time
-	r  io.Reader  // the message being read, nil between two
+	mu  sync.Mutex // one Read at a time
+	r   io.Reader  // the message being read, nil between two
+	now moment     // of the Read that is going on; r knows it too
 }
 
 var errOtherType = errors.New("peerws: NetConn: message of the other type")
@@ -37,12 +38,13 @@ var errOtherType = errors.New("peerws: NetConn: message of the other type")
 func (n *netConn) Read(p []byte) (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.rd.Err() != nil {
-		return 0, n.opError("read", os.ErrDeadlineExceeded)
+	n.now = n.rd.now()
+	if err := n.now.Err(); err != nil {
+		return 0, n.opError("read", err)
 	}
 	for {
 		if n.r == nil {
-			t, r, err := n.c.NextReader(n.rd)
+			t, r, err := n.c.NextReader(&n.now)
 			if err != nil {
 				return 0, n.readError(err)
 			}
@@ -77,8 +79,9 @@ func (n *netConn) readError(err error) error {
 
 // Write sends p as one message. An empty one sends nothing.
 func (n *netConn) Write(p []byte) (int, error) {
-	if n.wr.Err() != nil {
-		return 0, n.opError("write", os.ErrDeadlineExceeded)
+	now := n.wr.now()
+	if err := now.Err(); err != nil {
+		return 0, n.opError("write", err)
 	}
 	if len(p) == 0 {
 		return 0, nil
@@ -87,7 +90,7 @@ func (n *netConn) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
 		k := min(len(p)-done, fragment)
-		if err := n.c.Write(n.wr, Message{n.t, p[done : done+k]}); err != nil {
+		if err := n.c.Write(now, Message{n.t, p[done : done+k]}); err != nil {
 			return done, n.opError("write", err)
 		}
 		done += k
@@ -124,7 +127,7 @@ func (n *netConn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: "websocket", Source: n.LocalAddr(), Addr: n.RemoteAddr(), Err: err}
 }
 
-// A deadline is a context that ends at a time which can be moved.
+// A deadline is a time that can be moved.
 type deadline struct {
 	mu    sync.Mutex
 	timer *time.Timer
@@ -156,23 +159,30 @@ func (d *deadline) set(t time.Time) {
 	}
 }
 
-// Done, Err, Deadline and Value make it a context.
-func (d *deadline) Done() <-chan struct{} {
+// now returns the deadline as a call that begins now sees it.
+func (d *deadline) now() moment {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.over
+	return moment{d.over}
 }
 
-func (d *deadline) Err() error {
+// A moment is a context that ends with a deadline, also if that is moved before
+// it has passed. Once it has ended it stays so: a deadline itself, moved just
+// after it has passed, would be a context that is done without an error.
+type moment struct{ over <-chan struct{} }
+
+func (m moment) Done() <-chan struct{} { return m.over }
+
+func (m moment) Err() error {
 	select {
-	case <-d.Done():
+	case <-m.over:
 		return os.ErrDeadlineExceeded
 	default:
 		return nil
 	}
 }
 
-func (d *deadline) Deadline() (time.Time, bool) { return time.Time{}, false }
-func (d *deadline) Value(any) any               { return nil }
+func (m moment) Deadline() (time.Time, bool) { return time.Time{}, false }
+func (m moment) Value(any) any               { return nil }
 
-var _ context.Context = (*deadline)(nil)
+var _ context.Context = moment{}
