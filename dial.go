@@ -280,7 +280,9 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 		return failed("given up", c.lf.cause)
 	}
 	c.wr.shut = false
-	c.open(steady(conn, c.set.writeTimeout), true, early)
+	conn = wrapTLS(conn)
+	beginTLS(conn, c.set.writeTimeout)
+	c.open(conn, true, early)
 	return nil
 }
 

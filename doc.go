@@ -39,14 +39,22 @@
 // it comes from the very host it connects to and that is an IP address,
 // localhost or one of AllowedHosts. ListenConfig.Authorize can ask for more.
 //
+// # One port, or a server's
+//
+// The one port speaks ws, HTTP (ListenConfig.HTTP) and, with
+// ListenConfig.TLSConfig, wss and https: the first byte tells them apart. A
+// program that runs an http.Server already mounts a listener in it with
+// [ListenConfig.Handler].
+//
 // # Limitations
 //
 //   - Browsers let a page that was loaded over https open ws:// only to this
 //     machine itself; pages loaded over http, and programs, may open it anywhere.
 //   - A router that is itself behind another one, or behind the provider's
 //     carrier-grade NAT, cannot make a port reachable; Reachability says so.
-//   - The listener speaks plain ws so far; the dialler also wss. There is no
-//     compression, no keepalive ping and no reading by calls yet: OnMessage is
-//     the way to read.
+//   - The certificate for wss is the program's to get (ListenConfig.TLSConfig).
+//     Over TLS a waiting connection holds some 15 KB more, and crypto/tls
+//     allocates for every message.
+//   - There is no compression yet.
 //   - WebSocket over HTTP/2 and HTTP/3 (RFC 8441, RFC 9220) is not spoken.
 package peerws

@@ -120,3 +120,19 @@ func ExampleCloseEvent() {
 	// true
 	// over the limit
 }
+
+// A listener in a server that the program runs already: the server has the port,
+// TLS and the other pages.
+func ExampleListenConfig_Handler() {
+	l, h, err := peerws.ListenConfig{OnConnection: func(c *peerws.WebSocket) {
+		c.OnMessage(func(c *peerws.WebSocket, m peerws.Message) { c.Send(m) })
+	}}.Handler("chat")
+	if err != nil {
+		log.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/chat", h)
+	s := http.Server{Addr: "localhost:8080", Handler: mux}
+	s.RegisterOnShutdown(func() { l.Shutdown(context.Background()) })
+	log.Fatal(s.ListenAndServe())
+}

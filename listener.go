@@ -735,7 +735,8 @@ func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer
 		return
 	}
 	c.rd.head = true
-	c.open(steady(conn, l.set.writeTimeout), false, early)
+	conn = wrapTLS(conn)
+	c.open(conn, false, early)
 	l.mu.Lock()
 	l.sockets[c] = struct{}{} // before over: Shutdown must see one of the two
 	l.clock.wind()
@@ -744,6 +745,7 @@ func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer
 	c.mu.Lock()
 	if !c.aborted.Load() {
 		conn.SetDeadline(time.Time{}) // now that Close no longer sets it
+		beginTLS(conn, l.set.writeTimeout)
 	}
 	c.mu.Unlock()
 	l.handOver(c)

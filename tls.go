@@ -126,24 +126,27 @@ type steadyConn struct {
 // tlsRecord is the most that one TLS record holds (RFC 8446 §5.1).
 const tlsRecord = 16 << 10
 
-// steady prepares the transport of an open socket for its engine.
-func steady(conn net.Conn, stall time.Duration) net.Conn {
+// wrapTLS puts a steadyConn over TLS that has none under it.
+func wrapTLS(conn net.Conn) net.Conn {
 	if _, ok := conn.(*tls.Conn); !ok {
 		return conn
 	}
-	found := false
 	for c := conn; c != nil; c = under(c) {
-		if s, ok := c.(*steadyConn); ok {
-			s.begin(stall)
-			found = true
+		if _, ok := c.(*steadyConn); ok {
+			return conn
 		}
 	}
-	if found {
-		return conn
+	return &steadyConn{Conn: conn, piece: tlsRecord}
+}
+
+// beginTLS begins each steadyConn of a transport. Its engine is its only user
+// from now on.
+func beginTLS(conn net.Conn, stall time.Duration) {
+	for ; conn != nil; conn = under(conn) {
+		if s, ok := conn.(*steadyConn); ok {
+			s.begin(stall)
+		}
 	}
-	s := &steadyConn{Conn: conn, piece: tlsRecord}
-	s.begin(stall)
-	return s
 }
 
 // begin ends the opening handshake, for which a deadline is a deadline.

@@ -88,6 +88,12 @@ var tlsTransports = []transport{
 	}},
 }
 
+func steady(conn net.Conn, stall time.Duration) net.Conn {
+	conn = wrapTLS(conn)
+	beginTLS(conn, stall)
+	return conn
+}
+
 // tlsOver does the handshake over a pair of connections.
 func tlsOver(t testing.TB, a, b net.Conn) (server, client *tls.Conn) {
 	t.Helper()
@@ -791,6 +797,7 @@ func TestTLS_EveryFault(t *testing.T) {
 						c.OnClose(func(*WebSocket, CloseEvent) { ends[1].Add(1) })
 						c.SendText("Hello")
 						waitEnd(t, c)
+						synctest.Wait() // OnClose may have been set after the end
 						if n := ends[1].Load(); n != 1 {
 							t.Errorf("fault %d: %d times OnClose of the dialled side", k, n)
 						}
