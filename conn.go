@@ -366,7 +366,7 @@ func (c *WebSocket) runLate() {
 // Send returns [ErrBufferFull] and the connection lives; [WebSocket.Write] waits
 // instead. Once the socket is closing the error wraps net.ErrClosed and the
 // [CloseEvent].
-func (c *WebSocket) Send(m Message) error { return c.transmit(nil, m) }
+func (c *WebSocket) Send(m Message) error { return c.transmit(noWait, m) }
 
 // SendText sends s as a text message, like Send.
 func (c *WebSocket) SendText(s string) error {

@@ -60,8 +60,11 @@ func (c *WebSocket) data(op opcode) header {
 	return header{fin: true, op: op, masked: c.core.client}
 }
 
+// noWait, which is nil, has transmit not wait.
+var noWait context.Context
+
 // transmit sends a message by one of the three ways. If the queue has no room
-// it waits, until ctx ends; a nil ctx stands for not waiting.
+// it waits, until ctx ends, or not at all.
 //
 // It and what it calls run on the connection's goroutine when a callback sends:
 // their frames are kept small, so that the stack need not grow.
@@ -80,7 +83,7 @@ func (c *WebSocket) transmit(ctx context.Context, m Message) error {
 		} else {
 			err = c.holdLocked(op, m.Data)
 		}
-		if err != ErrBufferFull || ctx == nil {
+		if err != ErrBufferFull || ctx == noWait {
 			break
 		}
 		if err = c.roomWaitLocked(ctx); err != nil {

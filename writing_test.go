@@ -23,7 +23,8 @@ import (
 // side are masked and unmasked on the way.
 type side struct {
 	peer
-	dialled bool // the socket under test is
+	dialled bool             // the socket under test is
+	keys    map[[4]byte]bool // masking keys of its frames
 }
 
 // onBoth runs a test with a socket that is being read, in both roles over each
@@ -40,7 +41,7 @@ func onBoth(t *testing.T, set *settings, f func(t *testing.T, c *WebSocket, r *r
 				r := new(recorder)
 				r.attach(c)
 				go c.run()
-				f(t, c, r, side{peer{t, theirs}, dialled})
+				f(t, c, r, side{peer{t, theirs}, dialled, map[[4]byte]bool{}})
 				c.Abort()
 				theirs.Close()
 				waitDone(t, c)
@@ -95,7 +96,10 @@ func (s side) next() (string, error) {
 	if !masked {
 		return string(b), nil
 	}
-	f, _ := sent(b)
+	f, k := sent(b)
+	if s.keys != nil {
+		s.keys[k] = true
+	}
 	return f, nil
 }
 
@@ -113,12 +117,14 @@ func (s side) want(what string, frames ...string) {
 // side ends it first (§7.1.1).
 func (s side) wantEnd() {
 	s.t.Helper()
+	end := s.conn.(interface{ CloseWrite() error }).CloseWrite
 	if s.dialled {
-		s.conn.(interface{ CloseWrite() error }).CloseWrite()
+		end()
 	}
 	if f, err := s.next(); err != io.EOF {
 		s.t.Fatalf("behind the last frame: % x, %v", f, err)
 	}
+	end()
 }
 
 // plainFrame is an unmasked frame of any length.
