@@ -136,6 +136,7 @@ missing() {
 		natpmpc natpmpc
 		gcc gcc
 		chromium chromium
+		firefox-esr firefox-esr
 		node nodejs
 		npm npm
 	END
@@ -198,8 +199,10 @@ mapfile -t dirs < <({ echo ./internal/natlab && testdirs 'natlab\.(New|Need)\(';
 gated PEERWS_LAB -parallel 8 "${dirs[@]}"
 grep -E ': [0-9.]+ s (from|to) ' "$logs/last" | sed 's/^ *[^ ]* //' | sort || true
 
-step 'Real browser'
-(cd internal/browsertest && npm ci --ignore-scripts --no-audit --no-fund)
+step 'Real browsers, other libraries'
+for dir in internal/browsertest internal/interop; do
+	(cd "$dir" && npm ci --ignore-scripts --no-audit --no-fund)
+done
 mapfile -t dirs < <(testdirs PEERWS_BROWSER)
 [ "${#dirs[@]}" -gt 0 ] || fail 'there is no browser test'
 gated PEERWS_BROWSER "${dirs[@]}"
