@@ -216,7 +216,9 @@ func (c *WebSocket) awaitGate() (v verdict, fill bool) {
 		case c.onMessage.Load() != nil || c.ReadyState() != Open:
 			lf.gated = false
 			c.rd.full = event{}
-			c.core.release()
+			if !c.core.streaming() || c.rd.stream.last { // the rest of a stream is still to come, and thrown away
+				c.core.release()
+			}
 			c.mu.Unlock()
 			return vMore, false
 		default:
