@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/peerws/peerws/nat"
 )
@@ -116,16 +117,30 @@ func (l *WebSocketListener) startMapping(c *ListenConfig) {
 	l.setState(ListenerListening)
 }
 
-// stopMapping gives the port back.
+// stopMapping gives the port back. A Mapper of the program's own that heeds no
+// context is waited for no longer than it should have taken.
 func (l *WebSocketListener) stopMapping() {
-	if l.manager != nil {
+	if l.manager == nil {
+		return
+	}
+	closed := make(chan struct{})
+	go func() {
 		l.manager.Close()
-		l.addrs.mu.Lock()
-		changed := l.addrs.setMappedLocked(nil)
-		l.addrs.mu.Unlock()
-		if changed {
-			l.tellAddresses()
-		}
+		close(closed)
+	}()
+	t := time.NewTimer(closeGrace + closeGrace/4) // the manager's own limit, and some
+	defer t.Stop()
+	select {
+	case <-closed:
+	case <-t.C:
+		l.log.Warn("port mapper does not end")
+	}
+	l.addrs.mu.Lock()
+	changed := l.addrs.setMappedLocked(nil)
+	l.addrs.reach = Reachability{Code: "off", Summary: "The listener is closed."}
+	l.addrs.mu.Unlock()
+	if changed {
+		l.tellAddresses()
 	}
 }
 

@@ -177,6 +177,14 @@ func (c *WebSocket) eventLocked() CloseEvent {
 	return ev
 }
 
+// notOpenErr is the error of a method that needs an OPEN socket.
+func (c *WebSocket) notOpenErr(op string) error {
+	if c.ReadyState() == Connecting {
+		return ErrNotOpen
+	}
+	return c.closedErr(op)
+}
+
 // closedErr is the error of a method called too late.
 func (c *WebSocket) closedErr(op string) error {
 	c.mu.Lock()

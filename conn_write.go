@@ -73,8 +73,8 @@ func (c *WebSocket) transmit(ctx context.Context, m Message) error {
 	if err != nil {
 		return err
 	}
-	if c.ReadyState() == Connecting {
-		return ErrNotOpen
+	if c.ReadyState() != Open {
+		return c.notOpenErr("send")
 	}
 	c.wmu.Lock()
 	for {

@@ -105,7 +105,10 @@ func (c *webTLSConn) ConnectionState() tls.ConnectionState { return c.state }
 
 func (c *webConn) Close() error {
 	err := c.Conn.Close()
-	c.once.Do(func() { c.owner.leave(c.key) })
+	c.once.Do(func() {
+		c.owner.leave(c.key)
+		c.owner.unreserve()
+	})
 	return err
 }
 
@@ -148,6 +151,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		conn = c.webConn
 	}
 	if c, ok := conn.(*webConn); ok {
+		l.unreserve() // the transport's place: the socket has one of its own
 		conn, key = c.Conn, c.key
 		early.b = append(early.b, c.early...)
 	}

@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -54,7 +55,7 @@ func TestHTTP_Client(t *testing.T) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.pending) > 0 || l.reserved > 0 {
+	if len(l.pending) > 0 || l.reserved != 1 { // the one connection, kept alive
 		t.Errorf("%d pending, %d reserved", len(l.pending), l.reserved)
 	}
 }
@@ -397,4 +398,57 @@ func TestHTTP_None(t *testing.T) {
 	if _, body := k.wantRefusal(426); !strings.Contains(body, "ws://") {
 		t.Errorf("%q", body)
 	}
+}
+
+// Connections of ordinary HTTP have their share of MaxConnections, and an upgrade
+// on one passes its place on.
+func TestHTTP_MaxConnections(t *testing.T) {
+	l := listen(t, ListenConfig{
+		MaxConnections: 2,
+		OnConnection:   echoing,
+		HTTP:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "page") }),
+	})
+	get := func() (net.Conn, int) {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		r, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		return conn, r.StatusCode
+	}
+	a, status := get()
+	if status != 200 {
+		t.Fatalf("first: %d", status)
+	}
+	io.WriteString(a, upgrade) // takes a second place for a moment, and gives the first back
+	r, err := http.ReadResponse(bufio.NewReader(a), nil)
+	if err != nil || r.StatusCode != 101 {
+		t.Fatalf("upgrade: %v, %v", r, err)
+	}
+	b, status := get()
+	if status != 200 {
+		t.Fatalf("second: %d", status)
+	}
+	c, status := get()
+	if status != 503 {
+		t.Errorf("third: %d", status)
+	}
+	for _, conn := range []net.Conn{a, b, c} {
+		conn.Close()
+	}
+	for range 1000 { // all places come back
+		l.mu.Lock()
+		n := l.reserved
+		l.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Error("places were not given back")
 }

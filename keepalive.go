@@ -141,8 +141,8 @@ type waitingPing struct {
 // behind other messages on our side included. It must not be called in a
 // callback, which the pong would wait for. ctx ends the wait only.
 func (c *WebSocket) Ping(ctx context.Context) (time.Duration, error) {
-	if c.ReadyState() == Connecting {
-		return 0, ErrNotOpen
+	if c.ReadyState() != Open {
+		return 0, c.notOpenErr("ping")
 	}
 	w := &waitingPing{sent: time.Now(), answered: make(chan time.Duration, 1)}
 	c.mu.Lock()

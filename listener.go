@@ -99,7 +99,7 @@ type ListenConfig struct {
 	HandshakeTimeout    time.Duration // for the whole opening handshake, TLS included; 0: 10 s
 	MaxHeaderBytes      int           // of a request head; 0: 8 KiB; there is always a limit
 	MaxHandshakes       int           // opening handshakes at a time; 0: 128
-	MaxConnections      int           // sockets at a time; 0: 1024
+	MaxConnections      int           // sockets at a time, and connections of HTTP; 0: 1024
 	MaxConnectionsPerIP int           // transports at a time from one IPv4 address or IPv6 /64; 0: 64, loopback not counted
 	MaxMessageSize      int64         // bytes over all fragments of a message; 0: 1 MiB
 	MaxFragments        int           // of a message; 0: 1024
@@ -666,16 +666,20 @@ func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 		h.secure = secure != nil
 	}
 	if err == nil && !h.wantsUpgrade() {
-		if l.web != nil {
-			conn.SetDeadline(time.Time{})
-			read := append([]byte(nil), b.b...)
-			over()
-			l.web.hand(conn, key, read)
-			return
-		}
 		err = errNoUpgrade
 		if string(h.method) != http.MethodGet && string(h.method) != http.MethodHead {
 			err = errMethod
+		}
+		if l.web != nil {
+			r := l.reserve()
+			if r == nil {
+				conn.SetDeadline(time.Time{})
+				read := append([]byte(nil), b.b...)
+				over()
+				l.web.hand(conn, key, read)
+				return
+			}
+			err = r
 		}
 	}
 	var o opening

@@ -230,12 +230,9 @@ func (c *WebSocket) borrow(ctx context.Context) error {
 	c.mu.Lock()
 	for {
 		switch {
-		case c.ReadyState() == Connecting:
-			c.mu.Unlock()
-			return ErrNotOpen
 		case c.ReadyState() != Open:
 			c.mu.Unlock()
-			return c.closedErr("read")
+			return c.notOpenErr("read")
 		case c.lf.gated && !c.lf.resume:
 			c.lf.lent = true
 			c.mu.Unlock()

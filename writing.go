@@ -28,8 +28,8 @@ func (c *WebSocket) NextWriter(ctx context.Context, t MessageType) (io.WriteClos
 	if err != nil {
 		return nil, err
 	}
-	if c.ReadyState() == Connecting {
-		return nil, ErrNotOpen
+	if c.ReadyState() != Open {
+		return nil, c.notOpenErr("write")
 	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
