@@ -50,9 +50,8 @@ func (s ReadyState) String() string {
 //
 // Every method may be called from any goroutine. The callbacks of one socket
 // run one at a time, in order, on a goroutine of the library, and no lock is
-// held meanwhile, so they may block and may call any method; only Wait, Flush
-// on a stuck peer and the listener's Shutdown would wait for the very callback
-// they are called in. While a callback runs nothing more is read from this
+// held meanwhile, so they may block and may call any method; only Wait, Ping and
+// the listener's Shutdown would wait for the very callback they are called in. While a callback runs nothing more is read from this
 // peer: TCP slows it down. A panic in a callback is not recovered.
 type WebSocket struct {
 	// Set before the socket is open, then immutable.

@@ -12,8 +12,8 @@
 //
 // # The data's way
 //
-//	in:   bytes → frame.go → message.go → conn_read.go → OnMessage
-//	out:  Send → conn_write.go → frame.go → bytes
+//	in:   bytes → frame.go → message.go → conn_read.go → OnMessage, or reading.go → Read
+//	out:  Send → conn_write.go, outbox.go → frame.go → bytes
 //	port: listener.go → nat.Manager → nat.Mapper → the router
 //
 // An idle connection is one parked goroutine without a buffer. What it receives
@@ -27,9 +27,18 @@
 // peer. Message.Data is loaned in OnMessage: it is valid until the callback
 // returns. Builds with the race detector overwrite it then.
 //
+// Who prefers calls to callbacks uses Read, Messages, NextReader or NetConn; the
+// first use of either style fixes it. Control frames are answered in both. In
+// Read's style the Data is the caller's.
+//
 // Send never blocks: what the kernel does not take is queued up to
 // MaxBufferedAmount, then Send says ErrBufferFull; Write waits instead. Once a
-// socket is closing, errors wrap net.ErrClosed and the [CloseEvent].
+// socket is closing, errors wrap net.ErrClosed and the [CloseEvent], which says
+// who ended it and why: what the peer did wrong is a [ProtocolError] or a
+// [LimitError] in it, what the program did wrong a [SyntaxError] at the call.
+//
+// Peers that fall silent are pinged, and given up if they stay so. A context
+// that ends ends only the wait, never the connection.
 //
 // In every option zero stands for the default and negative for off.
 //

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 
 	"github.com/peerws/peerws"
 	"github.com/peerws/peerws/nat"
@@ -135,4 +136,57 @@ func ExampleListenConfig_Handler() {
 	s := http.Server{Addr: "localhost:8080", Handler: mux}
 	s.RegisterOnShutdown(func() { l.Shutdown(context.Background()) })
 	log.Fatal(s.ListenAndServe())
+}
+
+// Reading by calls: one goroutine a connection, as with any net.Conn.
+func ExampleWebSocket_Messages() {
+	accepted, dialled := peerws.Pipe(peerws.ListenConfig{}, peerws.Dialer{})
+	go func() {
+		for m, err := range accepted.Messages(context.Background()) {
+			if err != nil {
+				log.Print(err)
+				return
+			}
+			accepted.Write(context.Background(), m)
+		}
+	}()
+	dialled.SendText("over and back")
+	m, err := dialled.Read(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(m.Type, string(m.Data))
+	dialled.Close()
+	<-dialled.Done()
+	// Output: text over and back
+}
+
+// The cause of an end is in the error, typed.
+func ExampleLimitError() {
+	accepted, dialled := peerws.Pipe(peerws.ListenConfig{MaxMessageSize: 10}, peerws.Dialer{})
+	dialled.SendText("more than ten bytes")
+	_, err := accepted.Read(context.Background())
+	if limit, ok := errors.AsType[*peerws.LimitError](err); ok {
+		fmt.Println(limit.Option, limit.Limit, limit.Size)
+	}
+	<-dialled.Done()
+	// Output: MaxMessageSize 10 19
+}
+
+// To many sockets at once: framed once, and nobody waits for anybody.
+func ExampleBroadcast() {
+	a, peerA := peerws.Pipe(peerws.ListenConfig{}, peerws.Dialer{})
+	b, peerB := peerws.Pipe(peerws.ListenConfig{}, peerws.Dialer{})
+	n := peerws.Broadcast(slices.Values([]*peerws.WebSocket{a, b}), peerws.Message{Type: peerws.Text, Data: []byte("hello")})
+	fmt.Println(n)
+	for _, c := range []*peerws.WebSocket{peerA, peerB} {
+		m, err := c.Read(context.Background())
+		fmt.Println(string(m.Data), err)
+		c.Close()
+		<-c.Done()
+	}
+	// Output:
+	// 2
+	// hello <nil>
+	// hello <nil>
 }
