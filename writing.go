@@ -150,15 +150,14 @@ func (m *messageWriter) Close() error {
 		return err
 	}
 	w.streamed = false
+	if w.held != nil {
+		c.flushLocked() // while heldSize still tells what of buffered is not in the cork
+	}
 	if held := w.held; held != nil {
 		w.held, w.heldSize = nil, 0
-		c.flushLocked()
-		switch {
-		case w.shut:
-			held.free()
-		case w.out != nil:
+		if w.out != nil {
 			w.out.join(held)
-		default:
+		} else {
 			w.out = held
 			c.writeQueued()
 		}

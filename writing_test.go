@@ -285,6 +285,28 @@ func TestNextWriter_MaxBufferedAmount(t *testing.T) {
 	})
 }
 
+// What waits behind a message that ends in a callback's cork is counted once.
+func TestNextWriter_BufferedAmountInCallback(t *testing.T) {
+	onBoth(t, testSettings(), func(t *testing.T, c *WebSocket, r *recorder, s side) {
+		c.OnMessage(func(c *WebSocket, m Message) {
+			w, err := c.NextWriter(t.Context(), Text)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			io.WriteString(w, "first")
+			c.SendText("second")
+			w.Close()
+			if n := c.BufferedAmount(); n < 0 || n > 22 {
+				t.Errorf("BufferedAmount is %d", n)
+			}
+		})
+		s.send("\x81\x05Hello", "\x81\x05Hello", "\x8a\x00") // the cork is open for both
+		s.want("replies", "\x81\x05first", "\x81\x06second", "\x81\x05first", "\x81\x06second")
+		wantBuffered(t, c, 0)
+	})
+}
+
 // Close during a message: the Close frame goes out between two of its frames,
 // and nothing of it or of what waits behind it follows (§5.5.1).
 func TestNextWriter_CloseFrameInside(t *testing.T) {
