@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/http"
 	"strings"
+	"sync"
 )
 
 // This file takes an HTTP/1.1 message head apart (RFC 9112), strictly and
@@ -22,6 +23,17 @@ type head struct {
 	secure                bool   // the request came over TLS
 	fields                []field
 	store                 [maxFields]field
+}
+
+// Heads are 3 KiB each, and needed for a moment.
+var headPool = sync.Pool{New: func() any { return new(head) }}
+
+func newHead() *head { return headPool.Get().(*head) }
+
+// free gives h back, with no window left in it.
+func (h *head) free() {
+	*h = head{}
+	headPool.Put(h)
 }
 
 // A refusal is why a request is not accepted and what its sender is told.

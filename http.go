@@ -169,7 +169,9 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	}
 	go func() { // net/http would recover a panic of the program's here
 		defer over()
-		l.upgradeThen(conn, nil, early, &o, req, key, over)
+		if c := l.upgrade(conn, nil, early, &o, req, key, over); c != nil {
+			l.handOver(c)
+		}
 	}()
 }
 

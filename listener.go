@@ -646,6 +646,14 @@ func (l *WebSocketListener) setHandshakeDeadline(conn net.Conn) {
 // dies with it.
 func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 	defer over()
+	if c := l.negotiate(conn, key, over); c != nil {
+		l.handOver(c)
+	}
+}
+
+// negotiate is the handshake up to the socket. It returns nil if the transport
+// became none. What it borrows is given back before the program is called.
+func (l *WebSocketListener) negotiate(conn net.Conn, key ipKey, over func()) *WebSocket {
 	b := newBuffer(l.maxHead)
 	defer b.free()
 	var err error
@@ -656,7 +664,8 @@ func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 	if err == nil {
 		size, err = readHead(conn, b, l.maxHead)
 	}
-	var h head
+	h := newHead()
+	defer h.free()
 	var secure *tls.ConnectionState
 	if err == nil {
 		if r := h.parseRequest(b.b[:size]); r != nil {
@@ -677,7 +686,7 @@ func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 				read := append([]byte(nil), b.b...)
 				over()
 				l.web.hand(conn, key, read)
-				return
+				return nil
 			}
 			err = r
 		}
@@ -685,7 +694,7 @@ func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 	var o opening
 	if err == nil {
 		var r *refusal
-		if o, r = checkRequest(&h, l.policy, l.protocols); r == nil {
+		if o, r = checkRequest(h, l.policy, l.protocols); r == nil {
 			r = l.reserve()
 		}
 		if r != nil {
@@ -695,7 +704,7 @@ func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 	if err != nil {
 		l.refuse(conn, err)
 		l.leave(key)
-		return
+		return nil
 	}
 	req := &request{host: o.host, target: o.target, head: append([]byte(nil), b.b[:size]...), tls: secure}
 	var early *buffer
@@ -703,7 +712,7 @@ func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
 		early = newBuffer(len(rest))
 		early.b = append(early.b, rest...)
 	}
-	l.upgradeThen(conn, req.head, early, &o, req, key, over)
+	return l.upgrade(conn, req.head, early, &o, req, key, over)
 }
 
 // refuse answers a request that is not accepted, if it is one.
@@ -719,9 +728,10 @@ func (l *WebSocketListener) refuse(conn net.Conn, err error) {
 	linger(conn, r.response())
 }
 
-// upgradeThen authorizes and answers an accepted request and hands the socket
-// over. over is called when the transport is no longer in its handshake.
-func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer, o *opening, req *request, key ipKey, over func()) {
+// upgrade authorizes and answers an accepted request and returns the socket, nil
+// if it was refused after all. over is called when the transport is no longer in
+// its handshake.
+func (l *WebSocketListener) upgrade(conn net.Conn, raw []byte, early *buffer, o *opening, req *request, key ipKey, over func()) *WebSocket {
 	c := &WebSocket{set: l.set, owner: l, protocol: o.protocol, secure: req.tls != nil, ipKey: key}
 	c.lf.req = req
 	err := l.authorized(req, conn.RemoteAddr())
@@ -736,7 +746,7 @@ func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer
 		l.unreserve() // before the peer is given time to read why
 		l.refuse(conn, err)
 		l.leave(key)
-		return
+		return nil
 	}
 	c.rd.head = true
 	conn = wrapTLS(conn)
@@ -752,7 +762,7 @@ func (l *WebSocketListener) upgradeThen(conn net.Conn, raw []byte, early *buffer
 		beginTLS(conn, l.set.writeTimeout)
 	}
 	c.mu.Unlock()
-	l.handOver(c)
+	return c
 }
 
 // authorized asks the program.
