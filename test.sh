@@ -237,7 +237,7 @@ step 'Benchmarks, once each'
 gotest -run '^$' -bench . -benchtime 1x .
 grep '^Benchmark.*ns/op' "$logs/last" || fail 'there is no benchmark'
 if [ -d bench ]; then
-	(cd bench && go vet ./...)
+	(cd bench && go vet ./... && gotest ./...)
 fi
 
 printf '\nEverything passed in %d s.\n' "$SECONDS"

@@ -90,9 +90,7 @@ func (x cell) connect(t testing.TB, limit int, ourOwn, theirs []string) (ours, p
 	var lc peerws.ListenConfig
 	d := peerws.Dialer{TLSConfig: clientTLS()}
 	if limit == large {
-		// gorilla's client cuts messages into fragments of 4 KiB.
-		lc.MaxMessageSize, lc.MaxFragments = large, large>>12+1
-		d.MaxMessageSize, d.MaxFragments = large, large>>12+1
+		lc.MaxMessageSize, d.MaxMessageSize = large, large
 	}
 	var c *peerws.WebSocket
 	var p peer
@@ -209,7 +207,7 @@ func TestInteropMessages(t *testing.T) {
 				name, typ := kind(text)
 				t.Run(fmt.Sprintf("%s %d", name, size), func(t *testing.T) {
 					b := x.payload(text, size)
-					if err := o.Send(peerws.Message{Type: typ, Data: b}); err != nil {
+					if err := o.Write(soon(t), peerws.Message{Type: typ, Data: b}); err != nil {
 						t.Fatal(err)
 					}
 					compare(t, o, text, b, x.assembles || size <= 65536) // we send larger ones in fragments
@@ -239,7 +237,7 @@ func TestInteropMessages(t *testing.T) {
 				t.Run(name+" in their fragments", func(t *testing.T) {
 					fragmented.Store(true)
 					defer fragmented.Store(false)
-					if err := o.Send(peerws.Message{Type: typ, Data: b}); err != nil {
+					if err := o.Write(soon(t), peerws.Message{Type: typ, Data: b}); err != nil {
 						t.Fatal(err)
 					}
 					compare(t, o, text, b, true)
@@ -278,7 +276,7 @@ func TestInteropLarge(t *testing.T) {
 		var fragmented atomic.Bool
 		go echo(p, &fragmented)
 		b := x.payload(false, large)
-		if err := o.SendBinary(b); err != nil {
+		if err := o.Write(soon(t), peerws.Message{Type: peerws.Binary, Data: b}); err != nil {
 			t.Fatal(err)
 		}
 		compare(t, o, false, b, x.assembles)

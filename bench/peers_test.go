@@ -89,6 +89,9 @@ var libraries = []library{
 		name: "gorilla",
 		dial: func(ctx context.Context, url string, o options) (peer, error) {
 			d := gorilla.Dialer{TLSClientConfig: clientTLS(), Subprotocols: o.protocols}
+			// Its client cuts every message into fragments of this size, 4 KiB if
+			// none is set: 16 MiB would be more than our MaxFragments allows.
+			d.WriteBufferSize = o.limit >> 8
 			c, _, err := d.DialContext(ctx, url, nil)
 			if err != nil {
 				return nil, err
