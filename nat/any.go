@@ -11,14 +11,14 @@ import (
 )
 
 // Any is the Mapper that asks in every protocol at once and uses the best one
-// that answers: NAT-PMP, else UPnP. Where one refuses, it tries the next; it
+// that answers: PCP, else NAT-PMP, else UPnP. Where one refuses, it tries the next; it
 // never holds a port through two at once, which on most gateways would be a
 // conflict with ourselves. Lease.Via names the one that was used, and renewals
 // go to it.
 func Any() Mapper {
 	h := systemHost()
 	return newAny(
-		// PCP (RFC 6887) will stand here, with wait 0.
+		candidate{mapper: newPCP(h), blind: true},
 		candidate{mapper: newNATPMP(h), wait: 250 * time.Millisecond},
 		candidate{mapper: newUPnP(h, systemSearcher()), wait: time.Second},
 	)
@@ -31,6 +31,10 @@ type candidate struct {
 	// wait is how long, from the start on, a good answer gives way to more
 	// preferred candidates that have not answered yet.
 	wait time.Duration
+
+	// blind says that its answer to a probe has no outside address: only a
+	// mapping tells.
+	blind bool
 }
 
 // A prober is a Mapper that can be asked, changing nothing, whether it would
@@ -145,6 +149,14 @@ func (a *anyMapper) race(ctx context.Context, r Request) (Lease, error) {
 		case i >= 0:
 			b.answers[i].used = true
 			l, err := a.candidates[i].mapper.Map(ctx, r)
+			if err == nil && !b.answers[i].told && a.candidates[i].blind {
+				// Now its address is known, and the others are compared with
+				// it: at most once, and never with two mappings at a time.
+				b.answers[i].told, b.answers[i].addr = true, l.External.Addr()
+				if j, _ := b.reconsider(i, time.Since(b.start)); j != i && a.candidates[i].mapper.Unmap(ctx, l) == nil {
+					continue
+				}
+			}
 			if err == nil {
 				a.mu.Lock()
 				a.known = i
@@ -184,6 +196,7 @@ type answer struct {
 	addr  netip.Addr // outside address, invalid if it has none
 	err   error
 	used  bool // its mapping was tried already
+	told  bool // of a blind candidate: addr is known by now
 }
 
 // A ballot is the state of a race, free of clocks and calls.
@@ -222,7 +235,7 @@ func (b *ballot) choose(elapsed time.Duration) (index int, wait time.Duration) {
 		index = i
 		break
 	}
-	if index < 0 || isGlobal(b.answers[index].addr) {
+	if index < 0 || isGlobal(b.answers[index].addr) || b.candidates[index].blind && !b.answers[index].told {
 		return index, 0
 	}
 	// Its address leads nowhere. If another protocol's does, which happens
@@ -237,6 +250,15 @@ func (b *ballot) choose(elapsed time.Duration) (index int, wait time.Duration) {
 		return -1, 0
 	}
 	return index, 0
+}
+
+// reconsider says whom to choose if candidate i, mapped by now, had not been
+// tried yet, and leaves it so unless it is i.
+func (b *ballot) reconsider(i int, elapsed time.Duration) (index int, wait time.Duration) {
+	b.answers[i].used = false
+	index, wait = b.choose(elapsed)
+	b.answers[i].used = index == i
+	return index, wait
 }
 
 // Unmap gives the mapping back to the protocol that made it.

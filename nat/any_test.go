@@ -21,6 +21,7 @@ type scripted struct {
 	addr  netip.Addr    // outside address
 	probe error         // the answer to a probe
 	fail  error         // the answer to a map
+	blind bool          // a probe does not tell addr
 
 	mu      sync.Mutex
 	probes  int
@@ -59,6 +60,9 @@ func (s *scripted) probeExternal(ctx context.Context, r Request) (netip.Addr, er
 	s.mu.Unlock()
 	select {
 	case <-time.After(s.delay):
+		if s.blind {
+			return netip.Addr{}, s.probe
+		}
 		return s.addr, s.probe
 	case <-ctx.Done():
 		return netip.Addr{}, &Error{Mapper: s.name, Op: "probe", Kind: Canceled, Err: ctx.Err()}
@@ -96,14 +100,19 @@ func TestAnyRace(t *testing.T) {
 		{name: "no address at all", pmp: &scripted{delay: ms}, igd: &scripted{delay: 50 * ms}, via: "nat-pmp", at: 50 * ms},
 		{name: "a preferred one gets its 250 ms", pcp: &scripted{delay: 200 * ms, addr: publicIP}, pmp: &scripted{delay: ms, addr: publicIP}, igd: &scripted{delay: ms}, via: "pcp", at: 200 * ms},
 		{name: "and no more", pcp: &scripted{delay: 400 * ms, addr: publicIP}, pmp: &scripted{delay: ms, addr: publicIP}, igd: &scripted{delay: ms}, via: "nat-pmp", at: 250 * ms},
+		{name: "a blind one is taken at once", pcp: &scripted{delay: 2 * ms, addr: publicIP, blind: true}, pmp: &scripted{delay: ms, addr: publicIP}, igd: &scripted{delay: ms, addr: publicIP}, via: "pcp", at: 2 * ms},
+		{name: "a blind one turns out private, another is public", pcp: &scripted{delay: 2 * ms, addr: private, blind: true}, pmp: &scripted{delay: 40 * ms, addr: private}, igd: &scripted{delay: 50 * ms, addr: publicIP}, via: "upnp", at: 50 * ms},
+		{name: "a blind one turns out private, so are all", pcp: &scripted{delay: 2 * ms, addr: private, blind: true}, pmp: &scripted{delay: 40 * ms, addr: private}, igd: &scripted{delay: 50 * ms, addr: private}, via: "pcp", at: 50 * ms},
+		{name: "a blind one turns out private, nobody else is there", pcp: &scripted{delay: 2 * ms, addr: private, blind: true}, pmp: &scripted{delay: 40 * ms, probe: scriptedError("nat-pmp", Timeout)}, igd: &scripted{delay: 50 * ms, probe: scriptedError("upnp", NoGateway)}, via: "pcp", at: 50 * ms},
+		{name: "a blind one refuses", pcp: &scripted{delay: 2 * ms, blind: true, fail: scriptedError("pcp", Refused)}, pmp: &scripted{delay: 40 * ms, addr: publicIP}, igd: &scripted{delay: 50 * ms}, via: "nat-pmp", at: 40 * ms},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c.pmp.name, c.igd.name = "nat-pmp", "upnp"
-				candidates := []candidate{{c.pmp, 250 * ms}, {c.igd, time.Second}}
+				candidates := []candidate{{mapper: c.pmp, wait: 250 * ms}, {mapper: c.igd, wait: time.Second}}
 				if c.pcp != nil {
 					c.pcp.name = "pcp"
-					candidates = append([]candidate{{c.pcp, 0}}, candidates...)
+					candidates = append([]candidate{{mapper: c.pcp, blind: c.pcp.blind}}, candidates...)
 				}
 				a := newAny(candidates...)
 				start := time.Now()
@@ -111,7 +120,11 @@ func TestAnyRace(t *testing.T) {
 				if got := time.Since(start); l.Via != c.via || got != c.at || kindOf(err) != c.kind {
 					t.Errorf("via %q after %v, %v; want %q after %v, kind %v", l.Via, got, err, c.via, c.at, c.kind)
 				}
-				if held := c.pmp.held + c.igd.held; held > 1 || err == nil && c.pcp == nil && held != 1 {
+				held := c.pmp.held + c.igd.held
+				if c.pcp != nil {
+					held += c.pcp.held
+				}
+				if held > 1 || err == nil && held != 1 {
 					t.Errorf("%d mappings are held", held)
 				}
 				if err != nil && a.Name() != "any" {
@@ -129,7 +142,7 @@ func TestAnyRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pmp := &scripted{name: "nat-pmp", addr: publicIP, probe: scriptedError("nat-pmp", Timeout), delay: time.Second}
 		igd := &scripted{name: "upnp", addr: publicIP}
-		a := newAny(candidate{pmp, 250 * time.Millisecond}, candidate{igd, time.Second})
+		a := newAny(candidate{mapper: pmp, wait: 250 * time.Millisecond}, candidate{mapper: igd, wait: time.Second})
 		l, err := a.Map(t.Context(), request(9000))
 		if err != nil || l.Via != "upnp" {
 			t.Fatalf("%+v, %v", l, err)
@@ -174,7 +187,7 @@ func TestAnySharesDiscovery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pmp := &scripted{name: "nat-pmp", addr: publicIP, delay: 10 * time.Millisecond}
 		igd := &scripted{name: "upnp", addr: publicIP, delay: time.Second}
-		a := newAny(candidate{pmp, 0}, candidate{igd, time.Second})
+		a := newAny(candidate{mapper: pmp, wait: 0}, candidate{mapper: igd, wait: time.Second})
 		var wg sync.WaitGroup
 		for i := range 5 {
 			wg.Go(func() {
@@ -193,7 +206,7 @@ func TestAnySharesDiscovery(t *testing.T) {
 func TestAnyCancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := &scripted{name: "nat-pmp", delay: time.Hour}
-		a := newAny(candidate{slow, 0})
+		a := newAny(candidate{mapper: slow, wait: 0})
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			time.Sleep(time.Second)
@@ -218,31 +231,40 @@ func TestAnyAtGateway(t *testing.T) {
 		return b
 	}}
 	down := natlab.FakePMP{Serve: true, Edit: func(b []byte) []byte { binary.BigEndian.PutUint16(b[2:], 3); return b[:12] }}
-	igd := natlab.FakeUPnP{Serve: true}
+	igd := natlab.FakeUPnP{Serve: true, Services: []natlab.FakeService{{URN: "WANIPConnection:1", External: publicIP.String()}}}
 	behind := natlab.FakeUPnP{Serve: true, Services: []natlab.FakeService{{URN: "WANIPConnection:1"}}, Fault: func(action string, _ map[string]string) int {
 		if action == "AddPortMapping" {
 			return 501
 		}
 		return 0
 	}}
+	outside := natlab.FakePCP{Serve: true, External: publicIP}
+	full := outside
+	full.Code = func(opcode byte) byte { return opcode * 8 }
+	inside := natlab.FakePCP{Serve: true, External: netip.MustParseAddr("192.168.0.5")}
 	for _, c := range []struct {
 		name string
+		pcp  natlab.FakePCP
 		pmp  natlab.FakePMP
 		igd  natlab.FakeUPnP
 		via  string
 		kind Kind
 	}{
-		{"both", pmp, igd, "nat-pmp", 0},
-		{"only NAT-PMP", pmp, natlab.FakeUPnP{}, "nat-pmp", 0},
-		{"only UPnP", natlab.FakePMP{}, igd, "upnp", 0},
-		{"NAT-PMP refuses", refuse, igd, "upnp", 0},
-		{"neither", natlab.FakePMP{}, natlab.FakeUPnP{}, "", Unsupported},
-		{"behind another NAT", down, behind, "", AddressMismatch},
+		{"both", natlab.FakePCP{}, pmp, igd, "nat-pmp", 0},
+		{"only NAT-PMP", natlab.FakePCP{}, pmp, natlab.FakeUPnP{}, "nat-pmp", 0},
+		{"only UPnP", natlab.FakePCP{}, natlab.FakePMP{}, igd, "upnp", 0},
+		{"NAT-PMP refuses", natlab.FakePCP{}, refuse, igd, "upnp", 0},
+		{"neither", natlab.FakePCP{}, natlab.FakePMP{}, natlab.FakeUPnP{}, "", Unsupported},
+		{"behind another NAT", natlab.FakePCP{}, down, behind, "", AddressMismatch},
+		{"all", outside, pmp, igd, "pcp", 0},
+		{"PCP is full", full, pmp, igd, "nat-pmp", 0},
+		{"PCP's address is private", inside, natlab.FakePMP{}, igd, "upnp", 0},
+		{"PCP's address is private, UPnP silent", inside, natlab.FakePMP{}, natlab.FakeUPnP{}, "pcp", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			f := natlab.StartFake(t, natlab.FakeConfig{PMP: c.pmp, UPnP: c.igd})
-			a := newAny(candidate{testPMP(f), 250 * time.Millisecond}, candidate{testUPnP(f), time.Second})
+			f := natlab.StartFake(t, natlab.FakeConfig{PCP: c.pcp, PMP: c.pmp, UPnP: c.igd})
+			a := newAny(candidate{mapper: testPCP(f), blind: true}, candidate{mapper: testPMP(f), wait: 250 * time.Millisecond}, candidate{mapper: testUPnP(f), wait: time.Second})
 			l, err := a.Map(t.Context(), request(9000))
 			if l.Via != c.via || kindOf(err) != c.kind {
 				t.Fatalf("%+v, %v", l, err)

@@ -58,22 +58,28 @@ func diagnoseLease(l Lease) Diagnosis {
 			Summary: fmt.Sprintf("The router forwards port %d but has no Internet address of its own.", ext.Port()),
 			Advice:  "Look whether the router is connected to the Internet.",
 		}
-	case isSharedNAT(ext.Addr()):
-		return Diagnosis{
-			Code:    "cgnat",
-			Summary: fmt.Sprintf("The port is mapped, but the router's own address %s is behind the provider's carrier-grade NAT.", ext.Addr()),
-			Advice:  "Ask the provider for a public IPv4 address, or use IPv6.",
-		}
 	case !isGlobal(ext.Addr()):
-		return Diagnosis{
-			Code:    "double-nat",
-			Summary: fmt.Sprintf("The port is mapped, but the router's own address %s is a private one: it is behind another router.", ext.Addr()),
-			Advice:  adviceDouble,
-		}
+		return diagnoseInside(ext.Addr(), "The port is mapped, but")
 	}
 	return Diagnosis{
 		Code:    "mapped",
 		Summary: fmt.Sprintf("The router forwards %s to us (%s); not yet verified from outside.", ext, l.Via),
+	}
+}
+
+// diagnoseInside explains a router whose own address a is no public one.
+func diagnoseInside(a netip.Addr, what string) Diagnosis {
+	if isSharedNAT(a) {
+		return Diagnosis{
+			Code:    "cgnat",
+			Summary: fmt.Sprintf("%s the router's own address %s is behind the provider's carrier-grade NAT.", what, a),
+			Advice:  "Ask the provider for a public IPv4 address, or use IPv6.",
+		}
+	}
+	return Diagnosis{
+		Code:    "double-nat",
+		Summary: fmt.Sprintf("%s the router's own address %s is a private one: it is behind another router.", what, a),
+		Advice:  adviceDouble,
 	}
 }
 
@@ -103,7 +109,7 @@ func diagnose(err error) Diagnosis {
 		return Diagnosis{
 			Code:    "refused",
 			Summary: "The router answered and refuses to forward the port.",
-			Advice:  "Allow this machine and this port in the router's UPnP or NAT-PMP settings, take a port above 1024, or forward it by hand.",
+			Advice:  "Allow this machine and this port in the router's UPnP, NAT-PMP or PCP settings, take a port above 1024, or forward it by hand.",
 		}
 	case Malformed:
 		return Diagnosis{
@@ -112,6 +118,16 @@ func diagnose(err error) Diagnosis {
 			Advice:  "Update the router's firmware, or forward the port by hand.",
 		}
 	case AddressMismatch:
+		if errors.Is(err, errBetween) {
+			return Diagnosis{
+				Code:    "double-nat",
+				Summary: "Another router stands between this machine and the one that was asked for the port.",
+				Advice:  adviceDouble,
+			}
+		}
+		if o, ok := errors.AsType[*outsideError](err); ok {
+			return diagnoseInside(o.addr, "The router maps no port, because")
+		}
 		return Diagnosis{
 			Code:    "double-nat",
 			Summary: "The router is connected but has no public address: it is behind another router or the provider's NAT.",

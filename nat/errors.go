@@ -20,8 +20,8 @@ const (
 	Timeout                         // no answer in time
 	Unsupported                     // the gateway is there and does not speak the protocol, or not this request
 	Refused                         // NAT-PMP 2, PCP 2, UPnP 606: it may, and does not want to
-	Conflict                        // UPnP 718, 729: the external port belongs to somebody else
-	NoResources                     // NAT-PMP 4, PCP 8, UPnP 728: its table is full
+	Conflict                        // PCP 11, UPnP 718, 729: the external port belongs to somebody else
+	NoResources                     // NAT-PMP 4, PCP 8, 10 and 13, UPnP 728: its table is full, or our share of it
 	WANDown                         // NAT-PMP 3, PCP 7: the gateway has no address of its own on the outside
 	AddressMismatch                 // PCP 12, or a connected gateway without a public address: another NAT is in the way
 	Malformed                       // the answer makes no sense
@@ -136,6 +136,12 @@ func telling(mapper, op string, errs []error) *Error {
 	}
 	e := *best
 	e.Mapper, e.Op, e.Err = mapper, op, errors.Join(errs...)
+	// One that wishes to be left alone does not speak for the others.
+	for _, err := range errs {
+		if x, ok := errors.AsType[*Error](err); ok {
+			e.RetryAfter = min(e.RetryAfter, x.RetryAfter)
+		}
+	}
 	return &e
 }
 

@@ -110,6 +110,20 @@ func (h host) link(gateway, bound netip.Addr) (link, error) {
 	return link{gateway: gateway, local: local}, nil
 }
 
+// rememberedLink is the link to the gateway of prev, else to the known one, if
+// we still have it.
+func rememberedLink(links []link, known netip.Addr, prev *Lease) (link, bool) {
+	if prev != nil {
+		known = prev.Gateway
+	}
+	for _, l := range links {
+		if l.gateway == known {
+			return l, true
+		}
+	}
+	return link{}, false
+}
+
 // guess is the first address of each private subnet we are on.
 func (h host) guess() []netip.Addr {
 	prefixes, err := h.prefixes()

@@ -417,7 +417,7 @@ func TestManagerPublic(t *testing.T) {
 func TestManagerNoNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := loopbackHost()
-		m := start(newAny(candidate{newNATPMP(h), 250 * time.Millisecond}, candidate{newUPnP(h, systemSearcher()), time.Second}), nil)
+		m := start(newAny(candidate{mapper: newNATPMP(h), wait: 250 * time.Millisecond}, candidate{mapper: newUPnP(h, systemSearcher()), wait: time.Second}), nil)
 		defer m.Close()
 		at := time.Now()
 		synctest.Wait()

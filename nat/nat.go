@@ -1,9 +1,9 @@
 // Package nat opens a TCP port on the gateway between this machine and the
 // Internet, keeps it open, and says why when it cannot.
 //
-// A [Mapper] speaks one protocol (NAT-PMP, UPnP IGD; PCP has its place in the
-// list and comes later), or several behind one face: [Any]. A [Manager] keeps
-// one mapping alive with it and explains the outcome in a [Diagnosis].
+// A [Mapper] speaks one protocol (PCP, NAT-PMP, UPnP IGD), or several behind
+// one face: [Any]. A [Manager] keeps one mapping alive with it and explains
+// the outcome in a [Diagnosis].
 //
 //	m := nat.NewManager(nat.ManagerConfig{Mapper: nat.Any(), Internal: local})
 //	defer m.Close()
@@ -60,7 +60,7 @@ type Request struct {
 	External uint16
 
 	// Lifetime is how long the mapping shall live without renewal, 0 for the
-	// protocol's default (NAT-PMP 7200 s, UPnP 3600 s).
+	// protocol's default (PCP and NAT-PMP 7200 s, UPnP 3600 s).
 	Lifetime time.Duration
 
 	// Description names the mapping in the gateway's own pages. Protocols

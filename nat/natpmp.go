@@ -51,7 +51,10 @@ func (n *natPMP) Map(ctx context.Context, r Request) (Lease, error) {
 		return Lease{}, n.fail("map", link{}, err)
 	}
 	// Straight to the gateway that has the mapping, or has answered before.
-	if l, ok := n.remembered(links, r.Previous); ok {
+	n.mu.Lock()
+	known := n.known
+	n.mu.Unlock()
+	if l, ok := rememberedLink(links, known, r.Previous); ok {
 		lease, err := n.mapAt(ctx, l, r)
 		if err == nil || !transport(err) || ctx.Err() != nil {
 			return lease, err
@@ -63,23 +66,6 @@ func (n *natPMP) Map(ctx context.Context, r Request) (Lease, error) {
 		return Lease{}, err
 	}
 	return n.mapAt(ctx, l, r)
-}
-
-// remembered is the link to the gateway of prev, else to the known one, if we
-// still have it.
-func (n *natPMP) remembered(links []link, prev *Lease) (link, bool) {
-	n.mu.Lock()
-	want := n.known
-	n.mu.Unlock()
-	if prev != nil {
-		want = prev.Gateway
-	}
-	for _, l := range links {
-		if l.gateway == want {
-			return l, true
-		}
-	}
-	return link{}, false
 }
 
 // find asks all gateways at once for their external address, which changes

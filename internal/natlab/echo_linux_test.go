@@ -135,21 +135,22 @@ func testGateway(t *testing.T, echo string) {
 	for _, c := range []struct {
 		name   string
 		config Config
-		via    string // what may make the mapping
+		via    string // what makes the mapping
 		signal syscall.Signal
 	}{
 		{"UPnP", Config{Daemon: UPnP}, "upnp", syscall.SIGTERM},
 		{"IGD1", Config{Daemon: UPnP, IGD1: true}, "upnp", syscall.SIGINT},
 		{"secure", Config{Daemon: UPnP, Secure: true}, "upnp", syscall.SIGTERM},
-		{"NAT-PMP", Config{Daemon: NATPMP}, "nat-pmp pcp", syscall.SIGTERM},
-		{"both", Config{}, "nat-pmp pcp", syscall.SIGINT},
+		{"PCP", Config{Daemon: NATPMP}, "pcp", syscall.SIGTERM},
+		{"NAT-PMP", Config{Daemon: NATPMP, NoPCP: true}, "nat-pmp", syscall.SIGTERM},
+		{"both", Config{}, "pcp", syscall.SIGINT},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			l := New(t, c.config)
 			p := l.LAN.Start(t, echo, "-port", "9000", "-nat")
 			outside := awaitPublic(t, p)
-			if !strings.Contains(c.via, outside.via) {
+			if c.via != outside.via {
 				t.Errorf("mapped via %s, want %s", outside.via, c.via)
 			}
 			if got, want := l.Forwards(t)[outside.addr.Port()], netip.AddrPortFrom(l.Host, 9000); got != want {
@@ -207,8 +208,10 @@ func testPrograms(t *testing.T, echo string) {
 		{"UPnP at once", Config{Daemon: UPnP}, true},
 		{"IGD1", Config{Daemon: UPnP, IGD1: true}, false},
 		{"IGD1 at once", Config{Daemon: UPnP, IGD1: true}, true},
-		{"NAT-PMP", Config{Daemon: NATPMP}, false},
-		{"NAT-PMP at once", Config{Daemon: NATPMP}, true},
+		{"NAT-PMP", Config{Daemon: NATPMP, NoPCP: true}, false},
+		{"NAT-PMP at once", Config{Daemon: NATPMP, NoPCP: true}, true},
+		{"PCP", Config{Daemon: NATPMP}, false},
+		{"PCP at once", Config{Daemon: NATPMP}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -267,7 +270,8 @@ func testNoMapping(t *testing.T, echo string) {
 		{"silent", Config{Daemon: Silence}, "no-gateway"},
 		{"refused", Config{Rules: deny}, "refused"},
 		{"refused UPnP", Config{Daemon: UPnP, Rules: deny}, "refused"},
-		{"refused NAT-PMP", Config{Daemon: NATPMP, Rules: deny}, "refused"},
+		{"refused PCP", Config{Daemon: NATPMP, Rules: deny}, "refused"},
+		{"refused NAT-PMP", Config{Daemon: NATPMP, NoPCP: true, Rules: deny}, "refused"},
 		{"no route", Config{NoDefaultRoute: true}, "no-"}, // no-network or no-gateway: both are true
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -300,7 +304,8 @@ func testStopWhileAsking(t *testing.T, echo string) {
 		config Config
 	}{
 		{"UPnP", Config{Daemon: UPnP}},
-		{"NAT-PMP", Config{Daemon: NATPMP}},
+		{"NAT-PMP", Config{Daemon: NATPMP, NoPCP: true}},
+		{"PCP", Config{Daemon: NATPMP}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

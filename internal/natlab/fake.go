@@ -14,6 +14,7 @@ import (
 // A FakeConfig scripts a fake gateway. Its zero value speaks nothing: every
 // port is closed.
 type FakeConfig struct {
+	PCP  FakePCP
 	PMP  FakePMP
 	UPnP FakeUPnP
 }
@@ -36,6 +37,8 @@ type Fake struct {
 	count    map[string]int
 	args     map[string][]map[string]string // arguments of SOAP calls, by action
 	table    map[uint16]FakeMapping         // by external port, for all protocols
+	epoch    time.Time                      // when it started, or says so
+	outside  netip.Addr                     // its outside address, when SetExternal was called
 }
 
 // A FakeMapping is a line of the fake's table.
@@ -44,24 +47,25 @@ type FakeMapping struct {
 	Port        uint16 // internal port
 	Lease       uint32 // seconds, as asked
 	Description string
+	Nonce       [12]byte // of PCP: who may renew or delete it
 }
 
 // StartFake starts a fake gateway that stops with the test.
 func StartFake(t testing.TB, c FakeConfig) *Fake {
 	t.Helper()
-	f := &Fake{config: c, count: make(map[string]int), args: make(map[string][]map[string]string), table: make(map[uint16]FakeMapping)}
+	f := &Fake{config: c, count: make(map[string]int), args: make(map[string][]map[string]string), table: make(map[uint16]FakeMapping), epoch: time.Now()}
 	pmp, err := f.listen()
 	if err != nil {
 		t.Skipf("no loopback address but 127.0.0.1 on this system: %v", err)
 	}
 	t.Cleanup(f.Stop)
-	if !c.PMP.Serve {
+	if !c.PMP.Serve && !c.PCP.Serve {
 		// The address stays ours by its number alone; the closed port
-		// answers with ICMP, as that of a gateway without NAT-PMP does.
+		// answers with ICMP, as that of a gateway without either does.
 		pmp.Close()
 	} else {
 		f.close = append(f.close, pmp.Close)
-		f.wg.Go(func() { f.servePMP(pmp) })
+		f.wg.Go(func() { f.serve5351(pmp) })
 	}
 	if c.UPnP.Serve {
 		f.startUPnP(t)
@@ -101,8 +105,8 @@ func (f *Fake) Stop() {
 	f.wg.Wait()
 }
 
-// Count is how often something was asked: "pmp external", "pmp map", "pmp
-// delete", "ssdp", "http PATH", "soap ACTION".
+// Count is how often something was asked: "pcp announce", "pcp map", "pcp
+// delete", "pmp external", "pmp map", "pmp delete", "ssdp", "http PATH", "soap ACTION".
 func (f *Fake) Count(what string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -138,12 +142,47 @@ func (f *Fake) SetMapping(external uint16, m FakeMapping) {
 	f.table[external] = m
 }
 
-// Reboot empties the table. With UPnP, the HTTP server comes back at another
+// SetEpoch makes the gateway say that it has been running for so long.
+func (f *Fake) SetEpoch(since time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.epoch = time.Now().Add(-since)
+}
+
+// SetExternal changes the outside address of PCP and NAT-PMP.
+func (f *Fake) SetExternal(a netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.outside = a
+}
+
+// external is the outside address in force, IPv4 and maybe unspecified.
+func (f *Fake) external(scripted netip.Addr) netip.Addr {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.outside.IsValid() {
+		scripted = f.outside
+	}
+	if !scripted.IsValid() {
+		return netip.IPv4Unspecified()
+	}
+	return scripted
+}
+
+// seconds is the epoch as PCP and NAT-PMP tell it.
+func (f *Fake) seconds() uint32 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return uint32(time.Since(f.epoch)/time.Second) + 1
+}
+
+// Reboot empties the table and begins a new epoch. With UPnP, the HTTP server comes back at another
 // port, as many routers do it.
 func (f *Fake) Reboot(t testing.TB) {
 	t.Helper()
 	f.mu.Lock()
 	clear(f.table)
+	f.epoch = time.Now()
 	f.mu.Unlock()
 	if f.config.UPnP.Serve {
 		f.startHTTP(t)

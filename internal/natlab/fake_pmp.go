@@ -8,7 +8,7 @@ import (
 )
 
 // FakePMP scripts the NAT-PMP side (RFC 6886). With Serve false the port is
-// closed.
+// closed, unless PCP is served there.
 type FakePMP struct {
 	Serve    bool
 	External netip.Addr    // the outside address; invalid is 0.0.0.0
@@ -19,14 +19,10 @@ type FakePMP struct {
 	Edit func(answer []byte) []byte
 }
 
-// servePMP answers until its socket is closed.
-//
-//	request  version 1, opcode 1, [map: reserved 2, internal port 2, external port 2, lifetime 4]
-//	answer   version 1, 128+opcode 1, result 2, epoch 4, [address 4 | internal port 2, external port 2, lifetime 4]
-func (f *Fake) servePMP(c *net.UDPConn) {
-	p := f.config.PMP
-	start := time.Now()
-	b := make([]byte, 1100)
+// serve5351 answers in NAT-PMP and PCP, which share a port, until its socket
+// is closed.
+func (f *Fake) serve5351(c *net.UDPConn) {
+	b := make([]byte, 1101)
 	for {
 		n, from, err := c.ReadFromUDPAddrPort(b)
 		if err != nil {
@@ -35,33 +31,47 @@ func (f *Fake) servePMP(c *net.UDPConn) {
 		if n < 2 {
 			continue
 		}
-		q := b[:n]
-		a := []byte{0, 128 + q[1], 0, 0}
-		a = binary.BigEndian.AppendUint32(a, uint32(time.Since(start)/time.Second)+1)
-		switch {
-		case q[0] != 0:
-			binary.BigEndian.PutUint16(a[2:], 1) // unsupported version
-		case q[1] == 0 && n == 2:
-			f.counted("pmp external")
-			ip := [4]byte{}
-			if p.External.IsValid() {
-				ip = p.External.As4()
-			}
-			a = append(a, ip[:]...)
-		case q[1] == 2 && n == 12:
-			a = append(a, f.pmpMap(from.Addr().Unmap().String(), q)...)
-		default:
-			binary.BigEndian.PutUint16(a[2:], 5) // unsupported opcode
+		if from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port()); b[0] == 2 && f.config.PCP.Serve {
+			f.answerPCP(c, b[:n], from)
+		} else if f.config.PMP.Serve {
+			f.answerPMP(c, b[:n], from)
+		} else {
+			// RFC 6887 §9: the version it would rather have, and the refusal of this one.
+			a := make([]byte, 24)
+			a[0], a[1], a[3] = 2, 128|b[1], 1
+			_, _ = c.WriteToUDPAddrPort(a, from)
 		}
-		if p.Edit != nil {
-			a = p.Edit(a)
-		}
-		if a == nil {
-			continue
-		}
-		time.Sleep(p.Delay)
-		_, _ = c.WriteToUDPAddrPort(a, from)
 	}
+}
+
+// answerPMP answers one request.
+//
+//	request  version 1, opcode 1, [map: reserved 2, internal port 2, external port 2, lifetime 4]
+//	answer   version 1, 128+opcode 1, result 2, epoch 4, [address 4 | internal port 2, external port 2, lifetime 4]
+func (f *Fake) answerPMP(c *net.UDPConn, q []byte, from netip.AddrPort) {
+	p := f.config.PMP
+	a := []byte{0, 128 + q[1], 0, 0}
+	a = binary.BigEndian.AppendUint32(a, f.seconds())
+	switch {
+	case q[0] != 0:
+		binary.BigEndian.PutUint16(a[2:], 1) // unsupported version
+	case q[1] == 0 && len(q) == 2:
+		f.counted("pmp external")
+		ip := f.external(p.External).As4()
+		a = append(a, ip[:]...)
+	case q[1] == 2 && len(q) == 12:
+		a = append(a, f.pmpMap(from.Addr().String(), q)...)
+	default:
+		binary.BigEndian.PutUint16(a[2:], 5) // unsupported opcode
+	}
+	if p.Edit != nil && q[0] == 0 { // it is written for answers to NAT-PMP
+		a = p.Edit(a)
+	}
+	if a == nil {
+		return
+	}
+	time.Sleep(p.Delay)
+	_, _ = c.WriteToUDPAddrPort(a, from)
 }
 
 // pmpMap does what a mapping request wants and returns the end of its answer.

@@ -41,6 +41,7 @@ const (
 type Config struct {
 	Daemon         Daemon
 	IGD1           bool     // describe itself as InternetGatewayDevice:1
+	NoPCP          bool     // NAT-PMP without PCP: requests of version 2 are dropped
 	Secure         bool     // a host may only forward to itself
 	Rules          []string // the daemon's permission rules in order; none allows everything
 	NoDefaultRoute bool     // LAN hosts have an address, and no way out
@@ -120,7 +121,7 @@ func New(t testing.TB, config Config) *Lab {
 	gw.Run(t, "ip", "route", "add", "default", "via", WANHost.String())
 	gw.Run(t, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
 	rules := filepath.Join(l.dir, "rules.nft")
-	if err := os.WriteFile(rules, []byte(baseRules(config.Daemon == Silence)), 0o600); err != nil {
+	if err := os.WriteFile(rules, []byte(baseRules(config)), 0o600); err != nil {
 		t.Fatalf("natlab: %v", err)
 	}
 	gw.Run(t, "nft", "-f", rules)
@@ -157,10 +158,13 @@ func (l *Lab) AddHost(t testing.TB) (*Namespace, netip.Addr) {
 // baseRules is what a home router's firewall says before anybody has asked it
 // for a forward, with the three chains that miniupnpd fills. Only what the LAN
 // began, and what the daemon let in, passes.
-func baseRules(silent bool) string {
+func baseRules(c Config) string {
 	drop := ""
-	if silent {
+	switch {
+	case c.Daemon == Silence:
 		drop = `iifname "lan0" udp dport { 1900, 5351 } drop`
+	case c.NoPCP: // the daemon has one switch for both; the version is the first byte behind the UDP header
+		drop = `iifname "lan0" udp dport 5351 @th,64,8 2 drop`
 	}
 	return `table inet filter {
 	chain input {

@@ -1,0 +1,401 @@
+package nat
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// PCP is the Mapper for the Port Control Protocol (RFC 6887), the successor
+// of NAT-PMP on the same UDP port 5351 of the gateway. Its default lifetime is
+// 7200 s.
+func PCP() Mapper { return newPCP(systemHost()) }
+
+func newPCP(h host) *pcp {
+	ms := time.Millisecond
+	return &pcp{
+		host:  h,
+		probe: []time.Duration{250 * ms, 500 * ms, 1250 * ms},
+		call:  []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms},
+		held:  make(map[pcpKey]pcpNonce),
+		stand: make(map[pcpKey]standing),
+	}
+}
+
+type pcp struct {
+	host host
+
+	// How long an answer is waited for before a request is sent again, of a
+	// gateway that has never answered (probe) and of one that has (call). RFC
+	// 6887 §8.1.1 begins at 3 s and never ends, which suits a server that may
+	// be far away; ours is the next hop, and the keeper comes back anyway.
+	probe, call []time.Duration
+
+	mu    sync.Mutex
+	known netip.Addr          // the gateway that answered last, invalid if none
+	held  map[pcpKey]pcpNonce // of mappings not given back
+	stand map[pcpKey]standing // what was refused, and is not asked again yet
+}
+
+// A standing is an error that is believed for a while.
+type standing struct {
+	err   *Error
+	until time.Time
+}
+
+// A pcpKey is what one nonce, and one refusal, is about.
+type pcpKey struct {
+	link link
+	port uint16 // internal
+}
+
+const (
+	pcpLifetime = 7200 * time.Second
+
+	// How long an error stands when the gateway does not say (RFC 6887 §7.4
+	// recommends 30 s for short ones), and at most.
+	pcpShortError = 30 * time.Second
+	pcpLongError  = time.Minute // it recommends 30 minutes, miniupnpd says 0; the keeper's backoff does the rest
+	pcpMaxError   = 30 * time.Minute
+
+	// The mapping that a broken-off call may have made is given back within this.
+	pcpUndo = 300 * time.Millisecond
+)
+
+var errBetween = errors.New("a NAT between us and the gateway changes our address")
+
+// An outsideError tells which address of its own on the outside a gateway has
+// that refuses to map because of it.
+type outsideError struct{ addr netip.Addr }
+
+func (e *outsideError) Error() string { return fmt.Sprintf("its own address is %s", e.addr) }
+
+func (p *pcp) Name() string { return "pcp" }
+
+func (p *pcp) Map(ctx context.Context, r Request) (Lease, error) {
+	if err := checkInternal(r.Internal); err != nil {
+		return Lease{}, p.fail("map", link{}, err)
+	}
+	links, err := p.host.links(r.Internal.Addr())
+	if err != nil {
+		return Lease{}, p.fail("map", link{}, err)
+	}
+	// Straight to the gateway that has the mapping, or has answered before.
+	p.mu.Lock()
+	known := p.known
+	p.mu.Unlock()
+	if l, ok := rememberedLink(links, known, r.Previous); ok {
+		lease, err := p.mapAt(ctx, l, r)
+		if err == nil || !transport(err) || ctx.Err() != nil {
+			return lease, err
+		}
+		p.forget()
+	}
+	l, err := p.find(ctx, "map", links)
+	if err != nil {
+		return Lease{}, err
+	}
+	return p.mapAt(ctx, l, r)
+}
+
+// find asks all gateways at once whether they speak PCP, and takes the first
+// of the list that does.
+func (p *pcp) find(ctx context.Context, op string, links []link) (link, error) {
+	errs := make([]error, len(links))
+	var wg sync.WaitGroup
+	for i, l := range links {
+		wg.Go(func() {
+			if _, err := p.announce(ctx, l, p.probe); err != nil {
+				errs[i] = p.fail(op, l, err)
+			}
+		})
+	}
+	wg.Wait()
+	for i, l := range links {
+		if errs[i] == nil {
+			p.remember(l)
+			return l, nil
+		}
+	}
+	return link{}, telling(p.Name(), op, errs)
+}
+
+// announce is the request that changes nothing (RFC 6887 §14.1.1); its answer
+// has the gateway's epoch. A gateway that does not know this opcode has shown
+// all the same that it speaks PCP.
+func (p *pcp) announce(ctx context.Context, l link, waits []time.Duration) (pcpResponse, error) {
+	r, err := p.ask(ctx, l, waits, pcpRequest{opcode: pcpAnnounce, client: l.local})
+	if err == nil && r.code != pcpSuccess && r.code != pcpUnsupportedOpcode {
+		err = refusal(r)
+	}
+	return r, err
+}
+
+// mapAt makes or renews the mapping at one gateway (RFC 6887 §11.2).
+func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
+	key := pcpKey{l, r.Internal.Port()}
+	if err := p.refusedBefore(key); err != nil {
+		return Lease{}, p.fail("map", l, err)
+	}
+	life := r.Lifetime
+	if life <= 0 {
+		life = pcpLifetime
+	}
+	life = min(max(life.Truncate(time.Second), time.Second), maxLifetime) // 0 would delete
+
+	// The address too is suggested, or the gateway may move us to another of
+	// its own (RFC 6887 §11.2.1).
+	var outside netip.Addr
+	if r.Previous != nil {
+		if outside = r.Previous.External.Addr().Unmap(); !outside.Is4() {
+			outside = netip.Addr{}
+		}
+	}
+	q := pcpRequest{opcode: pcpMap, lifetime: uint32(life / time.Second), client: l.local, mapping: pcpMapping{
+		nonce:    p.nonce(key, r.Previous),
+		protocol: protocolTCP,
+		internal: r.Internal.Port(),
+		external: netip.AddrPortFrom(outside, r.external()),
+	}}
+	asked := time.Now()
+	a, err := p.ask(ctx, l, p.call, q)
+	if err == nil && a.code != pcpSuccess {
+		err = refusal(a)
+		p.noteRefusal(key, err)
+	}
+	if err == nil && (a.mapping.external.Port() == 0 || a.lifetime == 0) {
+		err = malformed("granted port %d for %d s", a.mapping.external.Port(), a.lifetime)
+	}
+	if err != nil {
+		if ctx.Err() != nil && r.Previous == nil { // a lease that is held is for its owner to give back
+			p.undo(ctx, l, q)
+		}
+		return Lease{}, p.fail("map", l, err)
+	}
+	p.remember(l)
+	addr := a.mapping.external.Addr()
+	if addr.IsUnspecified() {
+		addr = netip.Addr{}
+	}
+	return Lease{
+		Internal: netip.AddrPortFrom(l.local, r.Internal.Port()),
+		External: netip.AddrPortFrom(addr, a.mapping.external.Port()),
+		Lifetime: time.Duration(a.lifetime) * time.Second,
+		Via:      p.Name(),
+		Gateway:  l.gateway,
+		Obtained: asked,
+		token:    q.mapping.nonce,
+	}, nil
+}
+
+// Unmap asks for a lifetime of 0 (RFC 6887 §15): with the nonce the mapping was
+// made with, since a gateway obeys no other.
+func (p *pcp) Unmap(ctx context.Context, l Lease) error {
+	nonce, ok := l.token.(pcpNonce)
+	if !ok || l.Via != p.Name() || l.Internal.Port() == 0 { // port 0 would delete everything we have there
+		return p.fail("unmap", link{}, &Error{Kind: Unsupported, Err: errForeign})
+	}
+	at := link{gateway: l.Gateway, local: l.Internal.Addr()}
+	q := pcpRequest{opcode: pcpMap, client: at.local, mapping: pcpMapping{nonce: nonce, protocol: protocolTCP, internal: l.Internal.Port()}}
+	if err := p.delete(ctx, at, p.call, q); err != nil {
+		return p.fail("unmap", at, err)
+	}
+	return nil
+}
+
+// delete sends q, which has no lifetime. RFC 6887 §15 wants success for what
+// the gateway does not have; miniupnpd says "no resources".
+func (p *pcp) delete(ctx context.Context, l link, waits []time.Duration, q pcpRequest) error {
+	a, err := p.ask(ctx, l, waits, q)
+	if err == nil && a.code != pcpSuccess && a.code != pcpNoResources {
+		err = refusal(a)
+	}
+	if err == nil {
+		p.mu.Lock()
+		if key := (pcpKey{l, q.mapping.internal}); p.held[key] == q.mapping.nonce {
+			delete(p.held, key)
+		}
+		p.mu.Unlock()
+	}
+	return err
+}
+
+// undo removes what a call that was broken off may have made. It runs after
+// the caller's context ended, so it has a short one of its own.
+func (p *pcp) undo(ctx context.Context, l link, q pcpRequest) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pcpUndo)
+	defer cancel()
+	q.lifetime, q.mapping.external = 0, netip.AddrPort{}
+	_ = p.delete(ctx, l, []time.Duration{pcpUndo / 3, pcpUndo / 3, pcpUndo / 3}, q)
+}
+
+// nonce is that of the mapping there already is, also when its lease was
+// given up as lost: the gateway may still have it, and would take us for
+// somebody else. A new one is from a strong source (RFC 6887 §11.2).
+func (p *pcp) nonce(key pcpKey, prev *Lease) pcpNonce {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, ok := p.held[key]
+	if prev != nil && prev.Gateway == key.link.gateway && prev.Internal == netip.AddrPortFrom(key.link.local, key.port) {
+		if t, has := prev.token.(pcpNonce); has {
+			n, ok = t, true
+		}
+	}
+	if !ok {
+		rand.Read(n[:])
+	}
+	p.held[key] = n
+	return n
+}
+
+// refusedBefore is the error that still stands: its lifetime is how long the
+// same request would meet the same error (RFC 6887 §7.2).
+func (p *pcp) refusedBefore(key pcpKey) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, ok := p.stand[key]
+	left := time.Until(s.until)
+	if !ok || left <= 0 {
+		delete(p.stand, key)
+		return nil
+	}
+	again := *s.err
+	again.RetryAfter = left
+	return &again
+}
+
+func (p *pcp) noteRefusal(key pcpKey, err error) {
+	e, ok := err.(*Error)
+	if !ok || e.RetryAfter <= 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stand[key] = standing{e, time.Now().Add(e.RetryAfter)}
+}
+
+// refusal is the beginning of the *Error for a result code.
+func refusal(r pcpResponse) error {
+	e := &Error{Code: int(r.code)}
+	short := false
+	switch r.code {
+	case pcpNotAuthorized:
+		e.Kind = Refused
+	case pcpUnsupportedVersion, pcpMalformedRequest, pcpUnsupportedOpcode, pcpUnsupportedOption, pcpMalformedOption, pcpUnsupportedProtocol:
+		e.Kind = Unsupported
+	case pcpNetworkFailure:
+		e.Kind, short = WANDown, true
+	case pcpNoResources, pcpQuota:
+		e.Kind, short = NoResources, true
+	case pcpCannotProvide:
+		e.Kind, short = Conflict, true
+	case pcpAddressMismatch:
+		e.Kind, e.Err = AddressMismatch, errBetween
+	case pcpExcessiveRemotePeers:
+		e.Kind = NoResources
+	default:
+		e.Kind = Refused
+	}
+	// miniupnpd behind another NAT says "no resources", and in the place of
+	// the external address why.
+	if a := r.mapping.external.Addr(); r.code == pcpNoResources && a.IsValid() && !a.IsUnspecified() && !isGlobal(a) {
+		e.Kind, e.Err = AddressMismatch, &outsideError{a}
+	}
+	switch e.RetryAfter = min(time.Duration(r.lifetime)*time.Second, pcpMaxError); {
+	case e.RetryAfter > 0:
+	case short:
+		e.RetryAfter = pcpShortError
+	default:
+		e.RetryAfter = pcpLongError
+	}
+	return e
+}
+
+// ask sends q until it is answered. What is no answer to it, whoever sent it,
+// changes nothing; strangers' datagrams do not get here, since the socket is
+// connected to the gateway.
+func (p *pcp) ask(ctx context.Context, l link, waits []time.Duration, q pcpRequest) (pcpResponse, error) {
+	if ctx.Err() != nil {
+		return pcpResponse{}, ctxError(ctx)
+	}
+	c, err := net.DialUDP("udp4",
+		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.local, 0)),
+		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.gateway, pcpPort)))
+	if err != nil {
+		return pcpResponse{}, &Error{Kind: NoNetwork, Err: err}
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+
+	packet, b := q.append(nil), make([]byte, pcpMaxSize+1)
+	for _, wait := range waits {
+		_ = c.SetReadDeadline(time.Now().Add(wait))
+		if ctx.Err() != nil { // looked at after the deadline, which may have overwritten that of the context's end
+			return pcpResponse{}, ctxError(ctx)
+		}
+		if _, err = c.Write(packet); err != nil {
+			return pcpResponse{}, socketError(err)
+		}
+		for {
+			n, err := c.Read(b)
+			if ctx.Err() != nil {
+				return pcpResponse{}, ctxError(ctx)
+			}
+			if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+				break
+			}
+			if err != nil {
+				return pcpResponse{}, socketError(err)
+			}
+			r, ok := parsePCP(b[:n])
+			if !ok {
+				continue
+			}
+			if r.code == pcpUnsupportedVersion { // says nothing about the request, so it has no nonce
+				return pcpResponse{}, refusal(r)
+			}
+			if r.answers(q) {
+				return r, nil
+			}
+		}
+	}
+	return pcpResponse{}, &Error{Kind: Timeout, Err: errors.New("no answer")}
+}
+
+// socketError is the *Error for an ICMP message, "port unreachable" from a
+// gateway that does not speak PCP as a rule, whatever the system calls it.
+func socketError(err error) error { return &Error{Kind: Unsupported, Err: err} }
+
+func ctxError(ctx context.Context) error { return &Error{Kind: ctxKind(ctx), Err: ctx.Err()} }
+
+// probeExternal is the question of the race in Any. It changes nothing, and
+// so learns no address.
+func (p *pcp) probeExternal(ctx context.Context, r Request) (netip.Addr, error) {
+	links, err := p.host.links(r.Internal.Addr())
+	if err != nil {
+		return netip.Addr{}, p.fail("probe", link{}, err)
+	}
+	_, err = p.find(ctx, "probe", links)
+	return netip.Addr{}, err
+}
+
+func (p *pcp) remember(l link) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known = l.gateway
+}
+
+// forget drops what was discovered. Nonces are no discovery.
+func (p *pcp) forget() { p.remember(link{}) }
+
+func (p *pcp) ownAddr(bound netip.Addr) netip.Addr { return p.host.ownAddr(bound) }
+
+func (p *pcp) fail(op string, l link, err error) *Error {
+	return fill(p.Name(), op, l.gateway, Unsupported, 0, err)
+}
