@@ -257,7 +257,7 @@ func (c *WebSocket) fill() verdict {
 	} else {
 		dst := c.room()
 		c.rd.n, err = c.conn.Read(dst)
-		c.rd.last = c.rd.n == len(dst)
+		c.rd.last = c.rd.n == len(dst) && !c.rd.direct // the rest of a message is no sign of more
 	}
 	c.beat()
 	n := c.rd.n

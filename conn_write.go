@@ -503,7 +503,13 @@ func (c *WebSocket) pong(p []byte) {
 	default:
 		f := newBuffer(maxHeaderSize + len(p))
 		f.b = appendFrame(f.b, opPong, p, c.core.client)
-		c.writeNow(f)
+		if c.raw != nil {
+			c.writeNow(f)
+			return
+		}
+		w.out = newOutbox()
+		w.out.lane = f // not among the messages, where a newer pong would overtake it
+		c.startWriter()
 	}
 }
 

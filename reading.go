@@ -38,6 +38,9 @@ func (c *WebSocket) Read(ctx context.Context) (Message, error) {
 			c.giveBack(true)
 			continue
 		}
+		if c.rd.head {
+			c.dropHead()
+		}
 		m := Message{MessageType(ev.op), append(make([]byte, 0, len(ev.data)), ev.data...)}
 		if poison {
 			poisonBytes(ev.data)
@@ -111,6 +114,9 @@ func (c *WebSocket) NextReader(ctx context.Context) (MessageType, io.Reader, err
 		if ev.kind == evNone {
 			c.giveBack(true)
 			continue
+		}
+		if c.rd.head {
+			c.dropHead()
 		}
 		s := c.rd.stream
 		*s = stream{c: c, ctx: ctx, open: true, chunk: ev.data, last: ev.kind != evChunk}
