@@ -96,12 +96,12 @@ func (p *partial) free() {
 
 // append adds arrived payload bytes. The buffer at least doubles when it has to
 // grow, so that all copying together is linear, but never beyond what the
-// current frame can still need, nor beyond four times what has arrived.
+// message is known to need still, nor beyond four times what has arrived.
 func (p *partial) append(b []byte) {
 	have := p.buf.len()
 	need := have + len(b)
 	if p.buf == nil || cap(p.buf.b) < need {
-		p.buf = p.buf.grow(max(need, min(2*need, have+p.missing())))
+		p.buf = p.buf.grow(max(need, min(2*need, have+p.coming())))
 	}
 	p.buf.b = append(p.buf.b, b...)
 }
@@ -109,16 +109,26 @@ func (p *partial) append(b []byte) {
 // missing is the rest of the current frame, clipped to what an int holds.
 func (p *partial) missing() int { return int(min(p.left, maxInt/4)) }
 
+// coming is how much more the buffer may grow for: the rest of the last frame. If
+// it is not the last, as much again as has arrived, or a message of many frames
+// would be copied for each of them.
+func (p *partial) coming() int {
+	if p.fin {
+		return p.missing()
+	}
+	return max(p.missing(), p.buf.len())
+}
+
 // spaceMin is the least room that space offers.
 const spaceMin = 4 << 10
 
 // space returns room behind the arrived bytes for at most the rest of the
-// frame, growing the buffer to four times what has arrived.
+// frame, growing the buffer up to four times what has arrived.
 func (p *partial) space() []byte {
 	have := p.buf.len()
 	left := p.missing()
 	if p.buf == nil || cap(p.buf.b)-have < min(left, spaceMin) {
-		p.buf = p.buf.grow(have + min(left, max(3*have, spaceMin)))
+		p.buf = p.buf.grow(have + min(p.coming(), max(3*have, spaceMin)))
 	}
 	free := p.buf.b[have:cap(p.buf.b)]
 	return free[:min(left, len(free))]

@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 )
 
@@ -134,6 +135,44 @@ func TestPartialGrowsWithArrival(t *testing.T) {
 		}
 		if string(p.buf.bytes()) != data {
 			t.Errorf("%d bytes in pieces of %d: not the same", tt.n, tt.piece)
+		}
+		p.free()
+	}
+}
+
+// So are messages of many frames, which browsers send: each frame is small against
+// what has arrived.
+func TestPartialGrowsWithFrames(t *testing.T) {
+	const frame, frames = 64 << 10, 256
+	for _, direct := range []bool{false, true} {
+		p := newPartial()
+		data := pattern(frame)
+		buffers, last := 0, (*buffer)(nil)
+		for i := range frames {
+			p.left, p.fin = frame, i == frames-1
+			for p.left > 0 {
+				rest := data[frame-p.left:]
+				n := min(len(rest), 10_000)
+				if direct {
+					n = copy(p.space(), rest)
+					p.buf.extend(n)
+				} else {
+					p.append([]byte(rest[:n]))
+				}
+				p.left -= int64(n)
+				if p.buf != last {
+					buffers, last = buffers+1, p.buf
+				}
+				if c := cap(p.buf.b); c > 4*p.buf.len() {
+					t.Fatalf("%d bytes arrived, a buffer of %d", p.buf.len(), c)
+				}
+			}
+		}
+		if buffers > 16 {
+			t.Errorf("direct %v: %d buffers for %d frames", direct, buffers, frames)
+		}
+		if string(p.buf.bytes()) != strings.Repeat(data, frames) {
+			t.Errorf("direct %v: not the same", direct)
 		}
 		p.free()
 	}
