@@ -69,7 +69,7 @@ func launch(t *testing.T, name, path string, args ...string) *browser {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &browser{id: name, dir: dir, cmd: exec.Command(path)}
+	b := &browser{id: name, dir: dir, cmd: exec.CommandContext(lifetime(t), path)}
 	for _, a := range args {
 		b.cmd.Args = append(b.cmd.Args, strings.ReplaceAll(a, "DIR", dir))
 	}
@@ -163,8 +163,6 @@ func (b *browser) call(ctx context.Context, method string, params, result any) e
 	}
 }
 
-func (b *browser) name() string { return b.id }
-
 func (b *browser) can() int {
 	skill := canCloseBare | canKeepBOM | canTellEnd
 	if b.id == "chromium" {
@@ -239,9 +237,11 @@ user_pref("network.proxy.http", "127.0.0.1");
 user_pref("network.proxy.http_port", 9);
 user_pref("network.proxy.ssl", "127.0.0.1");
 user_pref("network.proxy.ssl_port", 9);
+user_pref("network.proxy.allow_bypass", false);
+user_pref("network.proxy.failover_direct", false);
+user_pref("network.dns.disabled", true);
 user_pref("network.captive-portal-service.enabled", false);
 user_pref("network.connectivity-service.enabled", false);
-user_pref("network.dns.disablePrefetch", true);
 user_pref("network.trr.mode", 5);
 user_pref("app.normandy.enabled", false);
 user_pref("app.update.disabledForTesting", true);
@@ -250,7 +250,6 @@ user_pref("browser.shell.checkDefaultBrowser", false);
 user_pref("browser.startup.page", 0);
 user_pref("datareporting.policy.dataSubmissionEnabled", false);
 user_pref("extensions.update.enabled", false);
-user_pref("services.settings.server", "data:,");
 user_pref("toolkit.telemetry.reportingpolicy.firstRun", false);
 `
 
@@ -320,7 +319,7 @@ func origins(t *testing.T, b *browser, origin string) {
 		t.Fatal(err)
 	}
 	home := exchange{messages: []message{text("home")}, closing: closing{1000, "", true}}
-	home.check(t, r, b)
+	home.check(t, r)
 
 	l, err := peerws.ListenConfig{Address: "127.0.0.1"}.Listen(t.Context(), 0)
 	if err != nil {

@@ -436,7 +436,6 @@ const most = 30 * time.Second
 
 // A peer is somebody else's WebSocket.
 type peer interface {
-	name() string
 	can() int
 	dial(url string, offer []string, steps []step) (report, error)
 }
@@ -477,7 +476,7 @@ func connects(t *testing.T, p peer, scheme string, config peerws.ListenConfig) {
 					ours <- err
 					return
 				}
-				ours <- x.play(ctx, &session{c, l}, p)
+				ours <- x.play(ctx, &session{c, l})
 			}()
 			r, err := p.dial(fmt.Sprintf("%s://127.0.0.1:%d/chat?x=1", scheme, l.Port()), x.offer, x.theirs)
 			if err != nil {
@@ -494,7 +493,7 @@ func connects(t *testing.T, p peer, scheme string, config peerws.ListenConfig) {
 				}
 				return
 			}
-			x.check(t, r, p)
+			x.check(t, r)
 			if err := <-ours; err != nil {
 				t.Error(err)
 			}
@@ -533,12 +532,12 @@ func listens(t *testing.T, s server, scheme string, d peerws.Dialer) {
 				t.Fatal(err)
 			}
 			defer c.Abort()
-			ours := x.play(ctx, &session{c, nil}, s)
+			ours := x.play(ctx, &session{c, nil})
 			r, err := s.accepted()
 			if err != nil {
 				t.Fatal(err)
 			}
-			x.check(t, r, s)
+			x.check(t, r)
 			if ours != nil {
 				t.Error(ours)
 			}
@@ -547,7 +546,7 @@ func listens(t *testing.T, s server, scheme string, d peerws.Dialer) {
 }
 
 // play does our part and says what was wrong with it.
-func (x *exchange) play(ctx context.Context, s *session, p peer) error {
+func (x *exchange) play(ctx context.Context, s *session) error {
 	var failed error
 	s.OnError(func(_ *peerws.WebSocket, err error) { failed = err }) // before Done is closed
 	ours := x.ours
@@ -580,7 +579,7 @@ func (x *exchange) play(ctx context.Context, s *session, p peer) error {
 }
 
 // check holds the other side's report against what must be.
-func (x *exchange) check(t *testing.T, r report, p peer) {
+func (x *exchange) check(t *testing.T, r report) {
 	t.Helper()
 	if !r.Opened || r.Late || r.Close == nil {
 		t.Fatalf("their side did not come to an end: opened %v, closed %v, late %v, %d messages", r.Opened, r.Close, r.Late, len(r.Messages))

@@ -2,6 +2,7 @@ package interop
 
 import (
 	"bufio"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -42,6 +43,18 @@ func need(t *testing.T, programs ...string) {
 	}
 }
 
+// lifetime ends with the test, and before go test gives up: its panic would leave
+// processes behind.
+func lifetime(t *testing.T) context.Context {
+	ctx := t.Context()
+	if end, ok := t.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, end.Add(-5*time.Second))
+		t.Cleanup(cancel)
+	}
+	return ctx
+}
+
 // A program is a peer that runs as a process beside the test and takes commands,
 // one at a time.
 type program struct {
@@ -76,7 +89,7 @@ func startPython(t *testing.T, id *identity) *program {
 
 func start(t *testing.T, id *identity, name string, skill int, command ...string) *program {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
+	cmd := exec.CommandContext(lifetime(t), command[0], command[1:]...)
 	// node and OpenSSL are told here whom to trust, beside or instead of the system's.
 	cmd.Env = append(os.Environ(),
 		"NODE_EXTRA_CA_CERTS="+id.ca, "SSL_CERT_FILE="+id.ca, "PEERWS_CERT="+id.cert, "PEERWS_KEY="+id.key)
@@ -98,8 +111,7 @@ func start(t *testing.T, id *identity, name string, skill int, command ...string
 	return &program{id: name, skill: skill, in: in, out: bufio.NewReader(out), cmd: cmd}
 }
 
-func (p *program) name() string { return p.id }
-func (p *program) can() int     { return p.skill }
+func (p *program) can() int { return p.skill }
 
 type command struct {
 	Op        string   `json:"op"`
