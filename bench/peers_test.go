@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -184,12 +185,7 @@ var libraries = []library{
 		handler: func(o options, accept func(peer)) http.Handler {
 			var u gobwas.HTTPUpgrader
 			u.Protocol = func(offered string) bool {
-				for _, protocol := range o.protocols {
-					if protocol == offered {
-						return true
-					}
-				}
-				return false
+				return slices.Contains(o.protocols, offered)
 			}
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if c, rw, hs, err := u.Upgrade(r, w); err == nil {
