@@ -38,7 +38,7 @@ func (c *WebSocket) CloseWith(code StatusCode, reason string) error {
 		}
 	case code == StatusNormalClosure, code >= 3000 && code <= 4999:
 	default:
-		listener := !c.core.client && c.ReadyState() != Connecting
+		listener := c.ReadyState() != Connecting && !c.core.client // in this order: core is set before OPEN
 		switch code {
 		case StatusGoingAway, StatusPolicyViolation, StatusInternalError, StatusServiceRestart, StatusTryAgainLater:
 			if listener {

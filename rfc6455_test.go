@@ -255,6 +255,30 @@ func TestSection4_1_FailedWithoutAFrame(t *testing.T) {
 	}
 }
 
+// A code that only a listener may use is refused while the role's own fields are
+// still being set; the race detector looks.
+func TestCloseWith_WhileConnecting(t *testing.T) {
+	for range 50 {
+		c, _, conn, q := connecting(t)
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			io.WriteString(conn, accepts(q, "", ""))
+		}()
+		for {
+			if err := c.CloseWith(1001, ""); err == nil {
+				t.Fatal("1001 from the dialling side")
+			}
+			if c.ReadyState() == Open {
+				break
+			}
+		}
+		<-answered
+		conn.Close()
+		waitDone(t, c)
+	}
+}
+
 // §4.4: who speaks another version is told ours.
 func TestSection4_4_Versions(t *testing.T) {
 	l := openPort(t, ListenConfig{})

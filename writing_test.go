@@ -161,7 +161,7 @@ func TestNextWriter_Frames(t *testing.T) {
 			_, err := io.WriteString(w, strings.Repeat("é", 40_000))
 			wrote <- errors.Join(err, w.Close())
 		}()
-		got := ""
+		var got strings.Builder
 		for first := byte(0x01); ; first = 0 {
 			f, err := s.next()
 			if err != nil {
@@ -174,13 +174,13 @@ func TestNextWriter_Frames(t *testing.T) {
 			if head == 0 {
 				head = 2
 			}
-			got += f[head:]
+			got.WriteString(f[head:])
 			if f[0]&0x80 != 0 {
 				break
 			}
 		}
-		if err := <-wrote; err != nil || got != strings.Repeat("é", 40_000) {
-			t.Errorf("%d bytes, %v", len(got), err)
+		if err := <-wrote; err != nil || got.String() != strings.Repeat("é", 40_000) {
+			t.Errorf("%d bytes, %v", len(got.String()), err)
 		}
 	})
 }
