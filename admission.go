@@ -1,0 +1,208 @@
+package peerws
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// Admission: what is accepted from the system, and how much of it at a time.
+
+// acceptLoop takes transports from the system.
+func (l *WebSocketListener) acceptLoop() {
+	defer close(l.accepting)
+	var pause time.Duration
+	for {
+		conn, err := l.ln.Accept()
+		if err == nil {
+			pause = 0
+			l.admit(conn)
+			continue
+		}
+		select {
+		case <-l.closing:
+			return
+		default:
+		}
+		if errors.Is(err, net.ErrClosed) || !temporary(err) {
+			l.mu.Lock()
+			l.err = fmt.Errorf("peerws: accept: %w", err)
+			l.mu.Unlock()
+			l.log.Error("listener failed", "err", err)
+			go l.Close()
+			return
+		}
+		// Out of descriptors or memory: it passes.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		l.log.Warn("accept failed", "err", err, "retry", pause)
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-l.closing:
+			t.Stop()
+			return
+		}
+	}
+}
+
+// temporary reports whether accepting may succeed later.
+func temporary(err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return ok && (e.Timeout() || isTemporary(e))
+}
+
+func isTemporary(err any) bool {
+	t, ok := err.(interface{ Temporary() bool })
+	return ok && t.Temporary()
+}
+
+// An ipKey is what MaxConnectionsPerIP counts together: an IPv4 address or the
+// first 64 bits of an IPv6 address. 0 is not counted.
+type ipKey uint64
+
+func (l *WebSocketListener) keyOf(a net.Addr) ipKey {
+	t, ok := a.(*net.TCPAddr)
+	if !ok || l.maxPerIP < 0 {
+		return 0
+	}
+	ip := t.AddrPort().Addr().Unmap()
+	if ip.IsLoopback() && !l.loopback {
+		return 0
+	}
+	if ip.Is4() {
+		b := ip.As4()
+		return 0xFFFF<<32 | ipKey(b[0])<<24 | ipKey(b[1])<<16 | ipKey(b[2])<<8 | ipKey(b[3])
+	}
+	var key ipKey
+	b := ip.As16()
+	for _, x := range b[:8] {
+		key = key<<8 | ipKey(x)
+	}
+	return max(key, 1)
+}
+
+// admit starts the opening handshake of a transport, or turns it away.
+func (l *WebSocketListener) admit(conn net.Conn) {
+	key := l.keyOf(conn.RemoteAddr())
+	l.mu.Lock()
+	full := key != 0 && l.perIP[key] >= l.maxPerIP
+	if !full && key != 0 {
+		l.perIP[key]++
+	}
+	l.mu.Unlock()
+	if full {
+		l.turnAway(conn, errCrowd)
+		return
+	}
+	over, r := l.enter(conn)
+	if r != nil {
+		l.leave(key)
+		l.turnAway(conn, r)
+		return
+	}
+	go l.handshake(conn, key, over)
+}
+
+// enter counts a transport as being in its opening handshake, until over is
+// called, however often.
+func (l *WebSocketListener) enter(conn net.Conn) (over func(), r *refusal) {
+	if l.handshakes != nil && !l.handshakes.TryAcquire(1) {
+		return nil, errFull
+	}
+	release := func() {
+		if l.handshakes != nil {
+			l.handshakes.Release(1)
+		}
+	}
+	l.setHandshakeDeadline(conn) // before Close can find it in pending and set its own
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state == ListenerClosed {
+		release()
+		return nil, errClosing
+	}
+	l.pending[conn] = struct{}{}
+	l.work.Add(1)
+	return sync.OnceFunc(func() {
+		l.mu.Lock()
+		delete(l.pending, conn)
+		l.mu.Unlock()
+		release()
+		l.work.Done()
+	}), nil
+}
+
+// turnAway refuses a transport without reading anything. A few peers at a time
+// are given the chance to see it: closing with their request unread would reset
+// the connection.
+func (l *WebSocketListener) turnAway(conn net.Conn, r *refusal) {
+	l.countRefused()
+	l.log.Debug("connection turned away", "remote", conn.RemoteAddr(), "why", r.text)
+	if !l.lingers.TryAcquire(1) {
+		conn.Close()
+		return
+	}
+	l.work.Go(func() {
+		defer l.lingers.Release(1)
+		linger(conn, r.response())
+	})
+}
+
+// lingerTime is how long a refused peer may take to read why.
+const lingerTime = time.Second
+
+// linger sends an answer as the last thing and closes conn.
+func linger(conn net.Conn, answer []byte) {
+	conn.SetDeadline(time.Now().Add(lingerTime))
+	if _, err := conn.Write(answer); err == nil {
+		closeWrite(conn)
+		b := newBuffer(portableRead)
+		for {
+			if _, err := conn.Read(b.b[:cap(b.b)]); err != nil {
+				break
+			}
+		}
+		b.free()
+	}
+	conn.Close()
+}
+
+func (l *WebSocketListener) countRefused() {
+	l.mu.Lock()
+	l.stats.Refused++
+	l.mu.Unlock()
+}
+
+// leave uncounts a transport.
+func (l *WebSocketListener) leave(key ipKey) {
+	if key == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.perIP[key]--; l.perIP[key] <= 0 {
+		delete(l.perIP, key)
+	}
+}
+
+// reserve takes one of MaxConnections.
+func (l *WebSocketListener) reserve() *refusal {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.state == ListenerClosed:
+		return errClosing
+	case l.maxConns >= 0 && l.reserved >= l.maxConns:
+		return errFull
+	}
+	l.reserved++
+	return nil
+}
+
+func (l *WebSocketListener) unreserve() {
+	l.mu.Lock()
+	l.reserved--
+	l.mu.Unlock()
+}

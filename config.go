@@ -1,0 +1,165 @@
+package peerws
+
+import (
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/peerws/peerws/nat"
+)
+
+// A ListenConfig sets a listener up. Its zero value is good: everything at its
+// default, and the gateway is not touched. For every number and time zero means
+// the default, negative means off or unlimited. It is copied when the listener
+// starts.
+type ListenConfig struct {
+	// Address is the host name or IP address to bind, "" for every address of
+	// this machine, IPv4 and IPv6.
+	Address string
+
+	// OnConnection runs once for each connection, on a goroutine of the
+	// library, for different connections at the same time. Nothing is read from
+	// the peer before it returns.
+	OnConnection func(*WebSocket)
+
+	// NAT asks the gateway to forward the port. nil: no mapping. nat.Any() asks
+	// in every protocol.
+	NAT nat.Mapper
+
+	// TLSConfig makes the port speak TLS too, wss and https: a connection whose
+	// first byte begins TLS is TLS, any other stays plain. Its Certificates,
+	// GetCertificate or GetConfigForClient choose the certificate; pages reach
+	// the port without a browser's warning only by the names and addresses that
+	// stand in it. Peers that connect by an address send no server name. HTTP/1.1
+	// is all that is agreed on, and acme-tls/1 if NextProtos lists it. nil: no TLS.
+	TLSConfig *tls.Config
+
+	// HTTP answers requests that are no upgrade, on the same port. nil: they
+	// get a small 426. Its requests have no time limit of their own once their
+	// head has been read.
+	HTTP http.Handler
+
+	// Authorize decides about a request that is otherwise acceptable. An error
+	// refuses it: a *RejectError with its own answer, any other with 403.
+	// It runs within HandshakeTimeout, for different requests at the same time.
+	Authorize func(*http.Request) error
+
+	// ResponseHeader is added to the answer of every accepted handshake.
+	ResponseHeader http.Header
+
+	// AllowedOrigins lists origins of web pages that may connect, such as
+	// "https://example.com"; "*" allows all. Pages that come from the very host
+	// they connect to are allowed if that host is an IP address, localhost or
+	// one of AllowedHosts. Programs, which send no Origin, are always allowed.
+	AllowedOrigins []string
+
+	// AllowedHosts lists names of this machine, without port.
+	AllowedHosts []string
+
+	HandshakeTimeout    time.Duration // for the whole opening handshake, TLS included; 0: 10 s
+	MaxHeaderBytes      int           // of a request head; 0: 8 KiB; there is always a limit
+	MaxHandshakes       int           // opening handshakes at a time; 0: 128
+	MaxConnections      int           // sockets at a time, and connections of HTTP; 0: 1024
+	MaxConnectionsPerIP int           // transports at a time from one IPv4 address or IPv6 /64; 0: 64, loopback not counted
+	MaxMessageSize      int64         // bytes over all fragments of a message; 0: 1 MiB
+	MaxFragments        int           // of a message; 0: 1024
+	MaxBufferedAmount   int           // payload bytes queued on one socket; 0: 1 MiB
+	WriteTimeout        time.Duration // without the peer taking anything; 0: 30 s
+	PingInterval        time.Duration // silence of the peer before it is pinged, more or less; 0: 25 s
+	PongTimeout         time.Duration // silence after a ping before the peer is given up; 0: 20 s
+	CloseTimeout        time.Duration // of the closing handshake; 0: 5 s
+
+	// Logger gets what happens. nil: silent.
+	Logger *slog.Logger
+
+	portable bool // test seam: never take the raw path
+	sys      *sysOps
+}
+
+// A RejectError is returned by [ListenConfig.Authorize] to choose the answer.
+type RejectError struct {
+	Status int         // 400 to 599; else 403 is sent
+	Header http.Header // added to the answer
+	Body   string      // plain text
+}
+
+func (e *RejectError) Error() string {
+	return fmt.Sprintf("rejected with status %d: %s", orDefault(e.Status, http.StatusForbidden), e.Body)
+}
+
+// prepare checks the options and makes a listener that is not bound yet.
+func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
+	if err := checkProtocols(protocols); err != nil {
+		return nil, err
+	}
+	if err := checkHeader("response header", c.ResponseHeader); err != nil {
+		return nil, err
+	}
+	hosts := c.AllowedHosts
+	if _, err := netip.ParseAddr(c.Address); err != nil && c.Address != "" {
+		if _, ok := hostName(c.Address); !ok {
+			return nil, &SyntaxError{"address", c.Address, "must be a host name or an IP address, without a port"}
+		}
+		hosts = append(hosts[:len(hosts):len(hosts)], c.Address)
+	}
+	policy, err := newPolicy(c.AllowedOrigins, hosts)
+	if err != nil {
+		return nil, err
+	}
+	var secure *tls.Config
+	if c.TLSConfig != nil {
+		if secure, err = serverTLS(c.TLSConfig); err != nil {
+			return nil, err
+		}
+	}
+	l := &WebSocketListener{
+		set: &settings{
+			core: coreLimits{
+				maxMessage:   orDefault(c.MaxMessageSize, defaultMaxMessageSize),
+				maxFragments: orDefault(c.MaxFragments, defaultMaxFragments),
+			},
+			maxBuffered:      orDefault(c.MaxBufferedAmount, defaultMaxBufferedAmount),
+			handshakeTimeout: orOff(c.HandshakeTimeout, defaultHandshakeTimeout),
+			writeTimeout:     orOff(c.WriteTimeout, defaultWriteTimeout),
+			closeTimeout:     orOff(c.CloseTimeout, defaultCloseTimeout),
+			pingInterval:     orOff(c.PingInterval, defaultPingInterval),
+			pongTimeout:      orOff(c.PongTimeout, defaultPongTimeout),
+			portable:         c.portable,
+			sys:              c.sys,
+		},
+		protocols:    append([]string(nil), protocols...),
+		tls:          secure,
+		policy:       policy,
+		header:       c.ResponseHeader.Clone(),
+		authorize:    c.Authorize,
+		maxHead:      max(orDefault(c.MaxHeaderBytes, defaultMaxHeaderBytes), 512),
+		maxConns:     orDefault(c.MaxConnections, 1024),
+		maxPerIP:     orDefault(c.MaxConnectionsPerIP, 64),
+		loopback:     c.MaxConnectionsPerIP > 0,
+		log:          c.Logger,
+		lingers:      semaphore.NewWeighted(16),
+		ready:        make(chan struct{}),
+		closing:      make(chan struct{}),
+		done:         make(chan struct{}),
+		accepting:    make(chan struct{}),
+		arrived:      make(chan struct{}, 1),
+		onConnection: c.OnConnection,
+		sockets:      make(map[*WebSocket]struct{}),
+		pending:      make(map[net.Conn]struct{}),
+		perIP:        make(map[ipKey]int),
+	}
+	l.clock = newClock(l.set, l.eachSocket)
+	if n := orDefault(c.MaxHandshakes, 128); n > 0 {
+		l.handshakes = semaphore.NewWeighted(int64(n))
+	}
+	if l.log == nil {
+		l.log = slog.New(slog.DiscardHandler)
+	}
+	return l, nil
+}

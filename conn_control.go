@@ -1,0 +1,96 @@
+package peerws
+
+// Control frames of the write side: at once, in the cork, or in a lane of their
+// own ahead of what is queued. Only Close goes behind it.
+
+// pong answers a ping: at once or in the cork, or ahead of what is queued.
+// There only the newest ping is answered (RFC 6455 §5.5.3).
+func (c *WebSocket) pong(p []byte) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	w := &c.wr
+	if w.cork != nil && w.cork.len()+maxHeaderSize+len(p) > blockSize {
+		c.flushLocked()
+	}
+	switch {
+	case w.shut:
+	case w.out != nil:
+		w.out.answer(p)
+	case w.cork != nil:
+		w.cork.b = appendFrame(w.cork.b, opPong, p, c.core.client)
+	default:
+		f := newBuffer(maxHeaderSize + len(p))
+		f.b = appendFrame(f.b, opPong, p, c.core.client)
+		if c.raw != nil {
+			c.writeNow(f)
+			return
+		}
+		w.out = newOutbox()
+		w.out.lane = f // not among the messages, where a newer pong would overtake it
+		c.startWriter()
+	}
+}
+
+// pingIfIdle sends an empty ping if nothing is queued, and reports whether it did.
+func (c *WebSocket) pingIfIdle() bool {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.wr.out != nil {
+		return false
+	}
+	ok, err := c.pingLocked(nil)
+	return ok && err == nil
+}
+
+// ping sends a ping, ahead of what is queued, and reports whether there was
+// room for it.
+func (c *WebSocket) ping(payload []byte) (bool, error) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	return c.pingLocked(payload)
+}
+
+func (c *WebSocket) pingLocked(payload []byte) (bool, error) {
+	w := &c.wr
+	c.flushLocked()
+	switch {
+	case w.shut:
+		return false, c.closedErr("ping")
+	case w.out != nil:
+		return w.out.ping(payload, c.core.client), nil
+	}
+	f := newBuffer(maxHeaderSize + len(payload))
+	f.b = appendFrame(f.b, opPing, payload, c.core.client)
+	c.writeNow(f)
+	return true, nil
+}
+
+// sendClose sends a Close frame behind everything that was sent before; a
+// message of a NextWriter that is not complete stays so. Only the first call
+// does.
+func (c *WebSocket) sendClose(code StatusCode, reason string) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	w := &c.wr
+	if w.shut {
+		return
+	}
+	w.corking = false
+	c.flushLocked()
+	if w.shut { // the flush failed
+		return
+	}
+	w.shut = true
+	f := newBuffer(maxHeaderSize + maxControlSize)
+	f.b = appendClose(f.b, code, reason, c.core.client)
+	if w.out != nil {
+		w.out.chunk(f.len(), f.len())
+		w.out.push(f.b)
+		f.free()
+		return
+	}
+	c.writeNow(f)
+	if w.out == nil {
+		c.closeSent()
+	}
+}
