@@ -14,7 +14,7 @@
 //
 //	in:   bytes → frame.go → message.go → conn_read.go → OnMessage, or reading.go → Read
 //	out:  Send → conn_write.go, outbox.go → frame.go → bytes
-//	port: listener.go → nat.Manager → nat.Mapper → the router
+//	port: listener.go, addresses.go → nat.Manager → nat.Mapper → the router
 //
 // An idle connection is one parked goroutine without a buffer. What it receives
 // is taken apart and unmasked where it lies; a message that arrived in one piece
