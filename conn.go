@@ -121,7 +121,6 @@ type life struct {
 	doneCh    chan struct{}
 	closer    *time.Timer        // CloseTimeout
 	readUntil time.Time          // the reader's own deadline
-	writeDead bool               // a write failed: only what was received already counts
 	cancel    context.CancelFunc // of a dial that is going on
 
 	caused    bool
@@ -417,7 +416,7 @@ func (c *WebSocket) BufferedAmount() int {
 }
 
 // Done returns a channel that is closed after OnClose has returned: no callback
-// of this socket runs after that.
+// of this socket runs after that, but one that is set even later.
 func (c *WebSocket) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()

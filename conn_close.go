@@ -22,7 +22,8 @@ var (
 )
 
 // Close starts the closing handshake without a code and returns at once.
-// Messages sent before go out first. It does nothing on a socket that is
+// Messages sent before go out first, except those that wait behind a NextWriter's
+// message that is not complete. It does nothing on a socket that is
 // already closing; on one that is still connecting it gives up.
 func (c *WebSocket) Close() error { return c.CloseWith(0, "") }
 
@@ -115,6 +116,12 @@ func (c *WebSocket) closeSent() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lf.sent = true
+	c.closeBy()
+}
+
+// closeBy gives the peer CloseTimeout from now on, if it has not got it already.
+// mu is held.
+func (c *WebSocket) closeBy() {
 	if d := c.set.closeTimeout; d > 0 && c.lf.closer == nil && !c.lf.ended {
 		c.lf.closer = time.AfterFunc(d, func() { c.abort(InitiatorTimeout, errCloseTimeout) })
 	}

@@ -87,6 +87,11 @@ func (c *WebSocket) sendClose(code StatusCode, reason string) {
 		w.out.chunk(f.len(), f.len())
 		w.out.push(f.b)
 		f.free()
+		if c.set.writeTimeout == 0 { // nothing else watches over the queue
+			c.mu.Lock()
+			c.closeBy()
+			c.mu.Unlock()
+		}
 		return
 	}
 	c.writeNow(f)

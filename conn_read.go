@@ -347,7 +347,7 @@ func (c *WebSocket) readFailed(err error) verdict {
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.mu.Lock()
-		dead := c.lf.writeDead || (!c.lf.readUntil.IsZero() && !time.Now().Before(c.lf.readUntil))
+		dead := !c.lf.readUntil.IsZero() && !time.Now().Before(c.lf.readUntil)
 		if !c.aborted.Load() && !dead {
 			c.conn.SetReadDeadline(c.lf.readUntil)
 		}

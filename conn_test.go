@@ -770,6 +770,24 @@ func TestTimeout_Close(t *testing.T) {
 	})
 }
 
+// With WriteTimeout off, CloseTimeout holds for the queue too.
+func TestTimeout_CloseBehindQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := testSettings()
+		set.writeTimeout = 0
+		ours, theirs := memnet.Pipe(1000)
+		c := accepted(set, ours, true)
+		go c.run()
+		c.SendBinary(make([]byte, 5000))
+		start := time.Now()
+		c.Close()
+		if ev := waitDone2(c); !errors.Is(ev, errCloseTimeout) || time.Since(start) != defaultCloseTimeout {
+			t.Errorf("%+v after %v", ev, time.Since(start))
+		}
+		theirs.Close()
+	})
+}
+
 func TestTimeout_Write(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := memnet.Pipe(1000)

@@ -499,9 +499,8 @@ func (c *WebSocket) writeFailed(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.becauseLocked(InitiatorNetwork, err)
-	c.lf.writeDead = true
-	if !c.aborted.Load() {
-		c.lf.readUntil = time.Now().Add(orDefault(c.set.closeTimeout, defaultCloseTimeout))
+	c.lf.readUntil = time.Now().Add(orDefault(c.set.closeTimeout, defaultCloseTimeout))
+	if !c.aborted.Load() && c.lf.tasks == nil { // tasks have woken the reader, which will set it
 		c.conn.SetReadDeadline(c.lf.readUntil)
 	}
 }

@@ -554,6 +554,12 @@ func events(t *testing.T, d Dialer, serve func(r *remote) func(), act func(c *We
 	if d.NetDial == nil {
 		d.NetDial = r.ln.DialContext
 	}
+	looked := make(chan struct{})
+	dial := d.NetDial
+	d.NetDial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		<-looked // at CONNECTING
+		return dial(ctx, network, addr)
+	}
 	c, err := d.NewWebSocket("ws://remote:9000/x", "chat")
 	if err != nil {
 		t.Fatal(err)
@@ -569,6 +575,7 @@ func events(t *testing.T, d Dialer, serve func(r *remote) func(), act func(c *We
 	}
 	rec := new(recorder)
 	rec.attach(c)
+	close(looked)
 	if act != nil {
 		act(c)
 	}

@@ -129,6 +129,7 @@ func (l *WebSocketListener) upgrade(conn net.Conn, raw []byte, early *buffer, o 
 	c.open(conn, false, early)
 	l.mu.Lock()
 	l.sockets[c] = struct{}{} // before over: Shutdown must see one of the two
+	l.stats.Accepted++
 	l.clock.wind()
 	l.mu.Unlock()
 	over()
@@ -169,7 +170,6 @@ func (l *WebSocketListener) authorized(req *request, remote net.Addr) error {
 // handOver gives an open socket to the program, or lets it wait.
 func (l *WebSocketListener) handOver(c *WebSocket) {
 	l.mu.Lock()
-	l.stats.Accepted++
 	f := l.onConnection
 	closed := l.state == ListenerClosed
 	if f == nil && !closed {

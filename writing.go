@@ -21,8 +21,9 @@ type messageWriter struct {
 // of it that needs no more memory for a large message than for a small one. Its
 // Close ends the message. One such message can be under way at a time: NextWriter
 // waits for the one before, and messages of Send and Write queue behind it. Its
-// Writes wait for room like [WebSocket.Write]. All waits end with ctx; the
-// message is then incomplete, and Close tries again to end it, without waiting.
+// Writes wait for room like [WebSocket.Write]. All waits end with ctx; a message
+// of which a Write has failed cannot be ended any more, and Close then ends the
+// socket.
 func (c *WebSocket) NextWriter(ctx context.Context, t MessageType) (io.WriteCloser, error) {
 	op, err := checkOutgoing(Message{Type: t})
 	if err != nil {
@@ -115,8 +116,8 @@ func (m *messageWriter) frame(ctx context.Context, p []byte, fin bool) error {
 	}
 }
 
-// Close ends the message. Text that stops inside a character cannot be ended:
-// the socket is closed then.
+// Close ends the message. One that cannot be ended as it should, because a Write
+// failed or text stops inside a character, ends the socket with 1011.
 func (m *messageWriter) Close() error {
 	if m.buf == nil {
 		return m.err
@@ -126,11 +127,11 @@ func (m *messageWriter) Close() error {
 		m.buf.free()
 		m.buf = nil
 	}()
-	if m.text && !m.utf8.complete() {
+	if m.text && m.err == nil && !m.utf8.complete() {
 		m.err = errTextUTF8
-		c.startClose(InitiatorLocal, errTextUTF8, StatusInternalError, "")
 	}
-	if m.err != nil && c.ReadyState() != Open {
+	if m.err != nil { // nobody shall take a part for the whole
+		c.startClose(InitiatorLocal, m.err, StatusInternalError, "")
 		return m.err
 	}
 	c.wmu.Lock()
@@ -163,5 +164,5 @@ func (m *messageWriter) Close() error {
 		}
 	}
 	c.roomLocked()
-	return m.err
+	return nil
 }
