@@ -270,6 +270,16 @@ func (a *anyMapper) Unmap(ctx context.Context, l Lease) error {
 	return a.candidates[i].mapper.Unmap(ctx, l)
 }
 
+// check asks the protocol that made the mapping.
+func (a *anyMapper) check(ctx context.Context, l Lease) (Lease, error) {
+	if i := a.index(l.Via); i >= 0 {
+		if c, ok := a.candidates[i].mapper.(checker); ok {
+			return c.check(ctx, l)
+		}
+	}
+	return l, nil
+}
+
 // index is the candidate of that name, -1 if there is none.
 func (a *anyMapper) index(name string) int {
 	for i, c := range a.candidates {

@@ -84,6 +84,19 @@ const (
 	// No lease is believed to live longer than this.
 	maxLifetime = 24 * time.Hour
 
+	// How often, while a mapping is held, the gateway is looked after; and
+	// again sooner when it did not answer.
+	heartbeat      = time.Minute
+	firstLookAgain = 5 * time.Second
+	checkTimeout   = 10 * time.Second
+
+	// When the gateway announces something, it is looked after at a random
+	// moment within this: others heard it too, but a house has few of them (RFC
+	// 6887 §14.1.3 would have us wait up to 5 s). Announcements can be forged, so
+	// they lead to no more than one look in every minLookGap.
+	announceWait = time.Second
+	minLookGap   = 5 * time.Second
+
 	// Close gives the mapping back within this, or leaves it to expire. What
 	// an asking that is under way still takes is part of it, but this much is
 	// left for the giving back.
@@ -97,18 +110,30 @@ const (
 var backoff = [...]time.Duration{30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute}
 
 // A Manager keeps one mapping: it asks for it, renews it in time, asks again
-// when it was lost, and gives it back at Close. All methods are safe for
-// concurrent use.
+// when it was lost, and gives it back at Close. While it holds one in PCP,
+// NAT-PMP or UPnP, it asks the gateway once a minute whether that is still so,
+// and sooner when the gateway announces that it was restarted. All methods are
+// safe for concurrent use.
 type Manager struct {
 	c      ManagerConfig // not changed after NewManager
 	log    *slog.Logger
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when the goroutine is gone
-	err    error         // of giving the mapping back; written before done is closed
+	listen listenFunc
+	err    error // of giving the mapping back; written before done is closed
 
 	mu     sync.Mutex
 	status Status
 	closed time.Time // when Close was called first, zero if it was not
+}
+
+// A checker is a Mapper that can look, changing nothing on the gateway,
+// whether a mapping is still there.
+type checker interface {
+	// check returns l as it is now: with another outside address, maybe. An
+	// error that is errStateLost means that the gateway does not have it; one
+	// of kind NoGateway, that it is not where it was.
+	check(ctx context.Context, l Lease) (Lease, error)
 }
 
 // errClosing is the cause of the end of the keeper's context.
@@ -116,11 +141,13 @@ var errClosing = errors.New("nat: manager closed")
 
 // NewManager starts to ask for the mapping on a goroutine of its own and
 // returns at once.
-func NewManager(c ManagerConfig) *Manager {
+func NewManager(c ManagerConfig) *Manager { return newManager(c, listenAnnounced) }
+
+func newManager(c ManagerConfig, listen listenFunc) *Manager {
 	if c.Mapper == nil {
 		c.Mapper = None()
 	}
-	m := &Manager{c: c, log: c.Logger, done: make(chan struct{})}
+	m := &Manager{c: c, log: c.Logger, done: make(chan struct{}), listen: listen}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -160,30 +187,152 @@ type keeper struct {
 	lease    *Lease // held, nil if none
 	port     uint16 // the external port granted last: asked for again, also after a loss
 	failures int    // askings that failed in a row
+
+	lost   bool          // the gateway has lost the lease, and no other is granted yet
+	looked time.Time     // when the gateway was last asked anything, by a check or an asking
+	deaf   int           // checks without an answer in a row
+	alarm  time.Time     // when to look because something was announced, zero if nothing was
+	heard  chan struct{} // has room for one: something was announced
+	ears   *ears         // who listens for that, nil before the first lease
+}
+
+// An ears is a goroutine that listens to one gateway.
+type ears struct {
+	gateway, local netip.Addr
+	via            string
+	stop           context.CancelFunc
+	gone           chan struct{}
 }
 
 // keep is the manager's goroutine: it alone talks to the Mapper and to
 // OnChange.
 func (m *Manager) keep(ctx context.Context) {
 	defer close(m.done)
-	k := keeper{port: m.c.External}
-	for {
+	k := keeper{port: m.c.External, heard: make(chan struct{}, 1)}
+	for ctx.Err() == nil {
 		wait := m.ask(ctx, &k)
 		if wait < 0 {
 			<-ctx.Done()
 			break
 		}
-		t := time.NewTimer(wait)
+		m.attend(ctx, &k, time.Now().Add(wait))
+	}
+	k.close()
+	m.release(&k)
+}
+
+// attend waits until the next asking is due, at a time known now, or as soon
+// as it turns out that the gateway does not have the mapping any more.
+func (m *Manager) attend(ctx context.Context, k *keeper, due time.Time) {
+	_, able := m.c.Mapper.(checker)
+	for {
+		next, look := due, false
+		if able && k.lease != nil && k.lease.recheck > 0 && !k.lost {
+			every := k.lease.recheck
+			if k.deaf > 0 {
+				every = min(every, firstLookAgain<<min(k.deaf-1, 8))
+			}
+			if at := k.looked.Add(every); at.Before(next) {
+				next, look = at, true
+			}
+		}
+		if !k.alarm.IsZero() && k.alarm.Before(next) {
+			next, look = k.alarm, able && k.lease != nil && !k.lost
+		}
+		t := time.NewTimer(time.Until(next))
 		select {
 		case <-t.C:
+		case <-k.heard:
+			t.Stop()
+			if k.alarm.IsZero() {
+				k.alarm = time.Now().Add(time.Duration(rand.Float64() * float64(announceWait)))
+				if first := k.looked.Add(minLookGap); k.alarm.Before(first) {
+					k.alarm = first
+				}
+			}
+			continue
 		case <-ctx.Done():
+			t.Stop()
+			return
 		}
-		t.Stop()
-		if ctx.Err() != nil {
-			break
+		k.alarm = time.Time{}
+		if !look || m.look(ctx, k) {
+			return
 		}
 	}
-	m.release(&k)
+}
+
+// look checks the lease once and reports whether to ask for the mapping now.
+func (m *Manager) look(ctx context.Context, k *keeper) (ask bool) {
+	k.looked = time.Now()
+	call, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	l, err := m.c.Mapper.(checker).check(call, *k.lease)
+	if ctx.Err() != nil {
+		return true
+	}
+	if errors.Is(err, errStateLost) {
+		m.log.Warn("port mapping lost", "external", k.lease.External, "via", k.lease.Via)
+		k.lost, k.deaf = true, 0
+		return true
+	}
+	switch kindOf(err) {
+	case Timeout, Unsupported, Malformed:
+		// It is busy, or being restarted. What it has will be seen when it
+		// answers; the mapping may well live on.
+		m.log.Debug("gateway does not answer", "err", err)
+		k.deaf++
+		return false
+	}
+	k.deaf = 0
+	if err != nil {
+		m.log.Info("port mapping in doubt", "err", err)
+		return true
+	}
+	if l.External != k.lease.External {
+		m.log.Info("outside address changed", "from", k.lease.External, "to", l.External, "via", l.Via)
+		s := m.Status()
+		s.Leases, s.Diagnosis = []Lease{l}, diagnoseLease(l)
+		m.publish(ctx, s)
+	}
+	k.lease = &l
+	return false
+}
+
+// attune listens to the gateway that made the lease, and to no other.
+func (m *Manager) attune(ctx context.Context, k *keeper) {
+	l := k.lease
+	if e := k.ears; e != nil && e.gateway == l.Gateway && e.local == l.Internal.Addr() && e.via == l.Via {
+		return
+	}
+	k.close()
+	if _, able := m.c.Mapper.(checker); !able || !l.Gateway.IsValid() {
+		return
+	}
+	listening, stop := context.WithCancel(ctx)
+	e := &ears{gateway: l.Gateway, local: l.Internal.Addr(), via: l.Via, stop: stop, gone: make(chan struct{})}
+	k.ears = e
+	go func() {
+		defer close(e.gone)
+		err := m.listen(listening, e.via, link{gateway: e.gateway, local: e.local}, func() {
+			select {
+			case k.heard <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil && listening.Err() == nil {
+			m.log.Debug("cannot hear announcements of the gateway", "err", err) // it is looked after all the same
+		}
+	}()
+}
+
+// close ends the listening.
+func (k *keeper) close() {
+	if k.ears != nil {
+		k.ears.stop()
+		<-k.ears.gone
+		k.ears = nil
+	}
 }
 
 // ask makes or renews the mapping once and returns how long to wait before
@@ -206,6 +355,7 @@ func (m *Manager) ask(ctx context.Context, k *keeper) time.Duration {
 		}
 	}
 
+	k.looked = time.Now()
 	call, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	l, err := m.c.Mapper.Map(call, Request{
@@ -240,6 +390,8 @@ func (m *Manager) granted(ctx context.Context, k *keeper, l Lease) time.Duration
 		m.log.Debug("port mapping renewed", "external", l.External, "via", l.Via, "lifetime", l.Lifetime)
 	}
 	k.lease, k.port, k.failures = &l, l.External.Port(), 0
+	k.lost, k.deaf = false, 0
+	m.attune(ctx, k)
 	m.publish(ctx, Status{Settled: true, Leases: []Lease{l}, Diagnosis: diagnoseLease(l)})
 	return max(time.Until(l.Obtained.Add(firstRenewal(l, rand.Float64()))), minRenewGap)
 }
@@ -256,7 +408,7 @@ func (m *Manager) failed(ctx context.Context, k *keeper, err error) time.Duratio
 	m.log.Warn("port mapping failed", "err", err, "failures", k.failures, "retry", wait)
 
 	s := Status{Settled: true, Diagnosis: diagnose(err), Err: err}
-	if k.lease != nil {
+	if k.lease != nil && !k.lost {
 		age, life := time.Since(k.lease.Obtained), validity(*k.lease)
 		if age < life {
 			s.Leases, s.Diagnosis = []Lease{*k.lease}, diagnoseLease(*k.lease)

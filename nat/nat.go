@@ -15,8 +15,8 @@
 //
 // # Limitations
 //
-// Only IPv4 and TCP. A gateway's reboot and a change of network are noticed
-// when a renewal fails, not at once.
+// Only IPv4 and TCP. A change of network is noticed when a renewal fails, not
+// at once.
 package nat
 
 import (
@@ -97,5 +97,11 @@ type Lease struct {
 	// reassert, when not 0, is how long the gateway is believed to keep the
 	// mapping unasked, whatever it granted.
 	reassert time.Duration
-	token    any // what the Mapper that made it needs to renew or delete it
+
+	// recheck, when not 0, is how often the Mapper is to look whether the
+	// gateway still has the mapping; epoch is its clock when it last told.
+	recheck time.Duration
+	epoch   epoch
+
+	token any // what the Mapper that made it needs to renew or delete it
 }

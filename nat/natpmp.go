@@ -74,7 +74,7 @@ func (n *natPMP) find(ctx context.Context, op string, links []link) (link, netip
 	addrs, errs := make([]netip.Addr, len(links)), make([]error, len(links))
 	var wg sync.WaitGroup
 	for i, l := range links {
-		wg.Go(func() { addrs[i], errs[i] = n.external(ctx, op, l, n.probe) })
+		wg.Go(func() { addrs[i], _, errs[i] = n.external(ctx, op, l, n.probe) })
 	}
 	wg.Wait()
 	for i, l := range links {
@@ -98,7 +98,7 @@ func (n *natPMP) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 	life = max(life.Truncate(time.Second), time.Second) // 0 would delete
 
 	var res *pmp.AddPortMappingResult
-	asked := time.Now()
+	asked, told := time.Now(), epoch{}
 	err := n.do(ctx, l, n.call, func(c *pmp.Client) (err error) {
 		asked = time.Now()
 		res, err = c.AddPortMapping("tcp", int(r.Internal.Port()), int(r.external()), int(life/time.Second))
@@ -114,8 +114,10 @@ func (n *natPMP) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 		return Lease{}, n.fail("map", l, malformed("granted port %d for %d s", res.MappedExternalPort, res.PortMappingLifetimeInSeconds))
 	}
 
+	told = epoch{res.SecondsSinceStartOfEpoc, time.Now()}
+
 	// A mapping without an address is still a mapping: no error from here on.
-	addr, _ := n.external(ctx, "map", l, n.call)
+	addr, _, _ := n.external(ctx, "map", l, n.call)
 	n.mu.Lock()
 	n.known = l.gateway
 	n.mu.Unlock()
@@ -126,7 +128,23 @@ func (n *natPMP) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 		Via:      n.Name(),
 		Gateway:  l.gateway,
 		Obtained: asked,
+		recheck:  heartbeat,
+		epoch:    told,
 	}, nil
+}
+
+// check asks the gateway for its epoch and its external address.
+func (n *natPMP) check(ctx context.Context, l Lease) (Lease, error) {
+	at := link{gateway: l.Gateway, local: l.Internal.Addr()}
+	addr, now, err := n.external(ctx, "check", at, n.call)
+	if err != nil {
+		return l, err
+	}
+	if epochRule(pmpEpoch).lost(l.epoch, now) {
+		return l, n.fail("check", at, errStateLost)
+	}
+	l.epoch, l.External = now, netip.AddrPortFrom(addr, l.External.Port())
+	return l, nil
 }
 
 // Unmap asks for a lifetime of 0 (RFC 6886 §3.4). The gateway answers success
@@ -147,21 +165,21 @@ func (n *natPMP) Unmap(ctx context.Context, l Lease) error {
 }
 
 // external asks for the gateway's external address (RFC 6886 §3.2); an
-// unspecified one is none.
-func (n *natPMP) external(ctx context.Context, op string, l link, pieces []time.Duration) (netip.Addr, error) {
+// unspecified one is none. The answer has its epoch too.
+func (n *natPMP) external(ctx context.Context, op string, l link, pieces []time.Duration) (netip.Addr, epoch, error) {
 	var res *pmp.GetExternalAddressResult
 	err := n.do(ctx, l, pieces, func(c *pmp.Client) (err error) {
 		res, err = c.GetExternalAddress()
 		return err
 	})
 	if err != nil {
-		return netip.Addr{}, n.fail(op, l, err)
+		return netip.Addr{}, epoch{}, n.fail(op, l, err)
 	}
 	addr := netip.AddrFrom4(res.ExternalIPAddress)
 	if addr.IsUnspecified() {
 		addr = netip.Addr{}
 	}
-	return addr, nil
+	return addr, epoch{res.SecondsSinceStartOfEpoc, time.Now()}, nil
 }
 
 // probeExternal is the read-only question of the race in Any.

@@ -22,7 +22,7 @@ func TestNATPMP(t *testing.T) {
 	}
 	want := Lease{
 		Internal: netip.AddrPortFrom(localIP, 9000), External: netip.AddrPortFrom(publicIP, 9000),
-		Lifetime: 2 * time.Hour, Via: "nat-pmp", Gateway: f.Addr, Obtained: l.Obtained,
+		Lifetime: 2 * time.Hour, Via: "nat-pmp", Gateway: f.Addr, Obtained: l.Obtained, recheck: heartbeat, epoch: l.epoch,
 	}
 	if l != want || l.Obtained.IsZero() {
 		t.Errorf("got %+v, want %+v", l, want)

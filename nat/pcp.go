@@ -189,8 +189,25 @@ func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 		Via:      p.Name(),
 		Gateway:  l.gateway,
 		Obtained: asked,
+		recheck:  heartbeat,
+		epoch:    epoch{a.epoch, time.Now()},
 		token:    q.mapping.nonce,
 	}, nil
+}
+
+// check asks the gateway for its epoch.
+func (p *pcp) check(ctx context.Context, l Lease) (Lease, error) {
+	at := link{gateway: l.Gateway, local: l.Internal.Addr()}
+	a, err := p.announce(ctx, at, p.call)
+	if err != nil {
+		return l, p.fail("check", at, err)
+	}
+	now := epoch{a.epoch, time.Now()}
+	if epochRule(pcpEpoch).lost(l.epoch, now) {
+		return l, p.fail("check", at, errStateLost)
+	}
+	l.epoch = now
+	return l, nil
 }
 
 // Unmap asks for a lifetime of 0 (RFC 6887 §15): with the nonce the mapping was

@@ -32,7 +32,7 @@ func TestPCP(t *testing.T) {
 	nonce := l.token
 	want := Lease{
 		Internal: netip.AddrPortFrom(localIP, 9000), External: netip.AddrPortFrom(publicIP, 9000),
-		Lifetime: 2 * time.Hour, Via: "pcp", Gateway: f.Addr, Obtained: l.Obtained, token: nonce,
+		Lifetime: 2 * time.Hour, Via: "pcp", Gateway: f.Addr, Obtained: l.Obtained, recheck: heartbeat, epoch: l.epoch, token: nonce,
 	}
 	if l != want || l.Obtained.IsZero() {
 		t.Errorf("got %+v, want %+v", l, want)

@@ -128,8 +128,28 @@ func (u *upnp) mapAt(ctx context.Context, s *service, r Request) (Lease, error) 
 		Gateway:  gateway,
 		Obtained: obtained,
 		reassert: upnpReassert,
+		recheck:  heartbeat,
 		token:    s,
 	}, nil
+}
+
+// check looks whether the entry is still there, and what the outside address
+// is. A gateway that knows no way to tell is believed to have it.
+func (u *upnp) check(ctx context.Context, l Lease) (Lease, error) {
+	s, ok := l.token.(*service)
+	if !ok {
+		return l, u.fail("check", l.Gateway, &Error{Kind: Unsupported, Err: errForeign})
+	}
+	switch e, err := s.entry(ctx, l.External.Port()); {
+	case codeOf(err) == codeNoSuchEntry, err == nil && !e.ours(l.Internal):
+		return l, u.fail("check", l.Gateway, errStateLost)
+	case err != nil && transport(err) && kindOf(err) != Unsupported, ctx.Err() != nil:
+		return l, u.fail("check", l.Gateway, err)
+	}
+	if a, err := s.externalAddr(ctx); err == nil {
+		l.External = netip.AddrPortFrom(a, l.External.Port())
+	}
+	return l, nil
 }
 
 // obtain finds an external port that can be had: the wished one, then a few

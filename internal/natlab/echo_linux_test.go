@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -31,14 +32,23 @@ func TestEcho(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../examples/echo").CombinedOutput(); err != nil {
 		t.Fatalf("building examples/echo: %v\n%s", err, out)
 	}
-	for name, test := range map[string]func(t *testing.T, echo string){
+	tests := map[string]func(t *testing.T, echo string){
 		"Gateway":          testGateway,
 		"Programs":         testPrograms,
 		"NoMapping":        testNoMapping,
 		"StopWhileAsking":  testStopWhileAsking,
 		"StubbornPeer":     testStubbornPeer,
 		"GatewayLeftAlone": testGatewayLeftAlone,
-	} {
+		"Reboot":           testReboot,
+		"Crash":            testCrash,
+		"WANChange":        testWANChange,
+		"Idle":             testIdle,
+	}
+	if os.Getenv("PEERWS_LONG") != "" {
+		tests["SilentRebootLong"] = testSilentRebootLong
+		tests["WANChangeLong"] = testWANChangeLong
+	}
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(t, bin)

@@ -149,7 +149,7 @@ func (f *Fake) SetEpoch(since time.Duration) {
 	f.epoch = time.Now().Add(-since)
 }
 
-// SetExternal changes the outside address of PCP and NAT-PMP.
+// SetExternal changes the outside address, in every protocol.
 func (f *Fake) SetExternal(a netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

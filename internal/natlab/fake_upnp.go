@@ -262,6 +262,9 @@ func (f *Fake) perform(s FakeService, action string, args map[string]string, cli
 	external := port("NewExternalPort")
 	switch action {
 	case "GetExternalIPAddress":
+		if f.outside.IsValid() {
+			s.External = f.outside.String()
+		}
 		return element("NewExternalIPAddress", s.External), 0
 	case "GetStatusInfo":
 		status := s.Status

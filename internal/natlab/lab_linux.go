@@ -57,6 +57,7 @@ type Lab struct {
 	id     string
 	dir    string // private to this lab: lock, daemon's configuration, leases and pid
 	hosts  int    // namespaces on the LAN so far
+	http   int    // the daemon's HTTP port
 }
 
 // labRoot holds one directory for each lab on this machine. It is a fixed
@@ -90,7 +91,7 @@ func New(t testing.TB, config Config) *Lab {
 	Need(t)
 	var random [4]byte
 	rand.Read(random[:])
-	l := &Lab{config: config, id: hex.EncodeToString(random[:])}
+	l := &Lab{config: config, id: hex.EncodeToString(random[:]), http: 5000}
 	l.dir = filepath.Join(labRoot, l.id)
 	lock, err := claim(l.dir)
 	if err != nil {
@@ -210,7 +211,7 @@ func (l *Lab) StartDaemon(t testing.TB) {
 	lines := append([]string{
 		"ext_ifname=wan0",
 		"listening_ip=lan0",
-		"http_port=5000",
+		fmt.Sprintf("http_port=%d", l.http),
 		"enable_upnp=" + yesNo(c.Daemon != NATPMP),
 		"enable_natpmp=" + yesNo(c.Daemon != UPnP),
 		"force_igd_desc_v1=" + yesNo(c.IGD1),
@@ -285,6 +286,42 @@ func (l *Lab) StopDaemon(t testing.TB, s syscall.Signal) {
 			t.Fatalf("natlab: miniupnpd lives on, 5 s after %v", s)
 		}
 	}
+}
+
+// Reboot is what a power cut does: the daemon dies without a goodbye, its rules
+// and leases are gone, and it starts again, with its HTTP server at another
+// port. Its start announces itself, unless Mute was called.
+func (l *Lab) Reboot(t testing.TB) {
+	t.Helper()
+	l.StopDaemon(t, syscall.SIGKILL)
+	l.Flush(t)
+	if err := os.Remove(filepath.Join(l.dir, "leases")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("natlab: %v", err)
+	}
+	l.http++
+	l.StartDaemon(t)
+}
+
+// Flush removes all that the daemon has written into the firewall.
+func (l *Lab) Flush(t testing.TB) {
+	t.Helper()
+	for _, chain := range []string{"prerouting_miniupnpd", "miniupnpd", "postrouting_miniupnpd"} {
+		l.Gateway.Run(t, "nft", "flush", "chain", "inet", "filter", chain)
+	}
+}
+
+// Mute keeps back all that the gateway says to everybody.
+func (l *Lab) Mute(t testing.TB) {
+	t.Helper()
+	l.Gateway.Run(t, "nft", `add chain inet filter output { type filter hook output priority 0; policy accept; }; add rule inet filter output oifname "lan0" ip daddr 224.0.0.0/4 drop`)
+}
+
+// SetWAN changes the gateway's address on the outside.
+func (l *Lab) SetWAN(t testing.TB, a netip.Addr) {
+	t.Helper()
+	l.Gateway.Run(t, "ip", "addr", "flush", "dev", "wan0")
+	l.Gateway.Run(t, "ip", "addr", "add", netip.PrefixFrom(a, 24).String(), "dev", "wan0")
+	l.Gateway.Run(t, "ip", "route", "replace", "default", "via", WANHost.String())
 }
 
 // alive tells a running process from one that has ended and that nobody has

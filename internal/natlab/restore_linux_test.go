@@ -1,0 +1,177 @@
+package natlab
+
+import (
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// What happens to the gateway after the port was opened, and how soon the
+// program has put it right.
+
+const (
+	announcedLimit = 5 * time.Second  // when the gateway tells
+	silentLimit    = 65 * time.Second // when it does not
+)
+
+type gatewayKind struct {
+	via    string
+	config Config
+}
+
+// The three protocols, each at a gateway where it is the one that is used.
+var protocols = []gatewayKind{
+	{"pcp", Config{}},
+	{"nat-pmp", Config{NoPCP: true}},
+	{"upnp", Config{Daemon: UPnP}},
+}
+
+// settle is how long a gateway has run before it is asked, and has been left
+// alone before something happens to it: by the rules for its clock, a younger one
+// can reboot unseen, and after each question its announcements wait for 5 s.
+const settle = 8 * time.Second
+
+// opened starts echo in a new lab and waits for its address outside.
+func opened(t *testing.T, echo, via string, c Config) (*Lab, *Program, public) {
+	t.Helper()
+	l := New(t, c)
+	time.Sleep(settle)
+	p := l.LAN.Start(t, echo, "-port", "9000", "-nat")
+	outside := awaitPublic(t, p)
+	if outside.via != via {
+		t.Errorf("mapped via %s, want %s", outside.via, via)
+	}
+	time.Sleep(settle)
+	return l, p, outside
+}
+
+// restored waits until the gateway forwards the port again.
+func restored(t *testing.T, l *Lab, since time.Time, limit time.Duration) {
+	t.Helper()
+	want := netip.AddrPortFrom(l.Host, 9000)
+	for l.Forwards(t)[9000] != want {
+		if time.Since(since) > limit {
+			t.Fatalf("not restored after %v", limit)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Logf("%s: %.2f s until restored", t.Name(), time.Since(since).Seconds())
+}
+
+// A router that restarts and has forgotten everything.
+func testReboot(t *testing.T, echo string) {
+	for _, c := range protocols {
+		t.Run(c.via, func(t *testing.T) {
+			t.Parallel()
+			l, p, outside := opened(t, echo, c.via, c.config)
+			l.Reboot(t)
+			restored(t, l, time.Now(), announcedLimit)
+			converse(t, l.WAN, outside.url)
+			stopped(t, p, syscall.SIGTERM)
+			noRules(t, l)
+		})
+	}
+}
+
+// One that says nothing about it.
+func testSilentRebootLong(t *testing.T, echo string) {
+	for _, c := range protocols {
+		t.Run(c.via, func(t *testing.T) {
+			t.Parallel()
+			l, p, outside := opened(t, echo, c.via, c.config)
+			l.Mute(t)
+			l.Reboot(t)
+			restored(t, l, time.Now(), silentLimit)
+			converse(t, l.WAN, outside.url)
+			stopped(t, p, syscall.SIGTERM)
+			noRules(t, l)
+		})
+	}
+}
+
+// A daemon that crashes and comes back at another port leaves its rules, and
+// must not end up with two for us.
+func testCrash(t *testing.T, echo string) {
+	for _, c := range protocols {
+		t.Run(c.via, func(t *testing.T) {
+			t.Parallel()
+			l, p, outside := opened(t, echo, c.via, c.config)
+			l.StopDaemon(t, syscall.SIGKILL)
+			l.http++
+			l.StartDaemon(t)
+			time.Sleep(announcedLimit)
+			converse(t, l.WAN, outside.url)
+			if got := l.Forwards(t); len(got) != 1 || got[9000] != netip.AddrPortFrom(l.Host, 9000) {
+				t.Errorf("the gateway forwards %v", got)
+			}
+			stopped(t, p, syscall.SIGTERM)
+			noRules(t, l)
+		})
+	}
+}
+
+// The provider gives the gateway another address, which is announced in PCP
+// and NAT-PMP.
+func testWANChange(t *testing.T, echo string)     { wanChange(t, echo, protocols[:2]) }
+func testWANChangeLong(t *testing.T, echo string) { wanChange(t, echo, protocols[2:]) }
+
+func wanChange(t *testing.T, echo string, protocols []gatewayKind) {
+	for _, c := range protocols {
+		t.Run(c.via, func(t *testing.T) {
+			t.Parallel()
+			limit := announcedLimit
+			if c.via == "upnp" { // SSDP has no word for it
+				limit = silentLimit
+			}
+			l, p, outside := opened(t, echo, c.via, c.config)
+			other := netip.MustParseAddr("11.22.33.77")
+			since := time.Now()
+			l.SetWAN(t, other)
+			url := strings.Replace(outside.url, GatewayWAN.String(), other.String(), 1)
+			p.Await(t, limit, "public "+c.via+" mapped "+url)
+			t.Logf("%s: %.2f s until the new address is known", t.Name(), time.Since(since).Seconds())
+			p.Await(t, time.Second, "public "+c.via+" lost "+outside.url)
+			converse(t, l.WAN, url)
+			stopped(t, p, syscall.SIGTERM)
+			noRules(t, l)
+		})
+	}
+}
+
+var counted = regexp.MustCompile(`counter packets (\d+) `)
+
+// What the gateway is asked while nothing happens: at most 30 times in five
+// minutes.
+func testIdle(t *testing.T, echo string) {
+	window := 62 * time.Second
+	if os.Getenv("PEERWS_LONG") != "" {
+		window = 5 * time.Minute
+	}
+	limit := int(30 * window / (5 * time.Minute))
+	for _, c := range protocols {
+		t.Run(c.via, func(t *testing.T) {
+			t.Parallel()
+			l, p, outside := opened(t, echo, c.via, c.config)
+			for _, what := range []string{"udp dport { 1900, 5351 }", "tcp flags & (syn | ack) == syn"} {
+				l.Gateway.Run(t, "nft", "insert", "rule", "inet", "filter", "input", `iifname "lan0" ip daddr != 224.0.0.0/4 `+what+" counter")
+			}
+			time.Sleep(window)
+			n := 0
+			for _, m := range counted.FindAllStringSubmatch(l.Gateway.Run(t, "nft", "list", "chain", "inet", "filter", "input"), -1) {
+				count, _ := strconv.Atoi(m[1])
+				n += count
+			}
+			t.Logf("%s: %d requests in %v", t.Name(), n, window)
+			if n == 0 || n > limit {
+				t.Errorf("%d requests in %v, want 1 to %d", n, window, limit)
+			}
+			converse(t, l.WAN, outside.url)
+			stopped(t, p, syscall.SIGTERM)
+		})
+	}
+}
