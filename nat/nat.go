@@ -8,6 +8,8 @@
 //	m := nat.NewManager(nat.ManagerConfig{Mapper: nat.Any(), Internal: local})
 //	defer m.Close()
 //
+// [Probe] only looks, and says how the gateway stands.
+//
 // What is trusted: the gateway of the default route, and nothing else more
 // than needed. Descriptions are fetched only from the address that answered
 // or from that gateway, without redirects, proxies or names to resolve, and

@@ -282,7 +282,11 @@ func testNoMapping(t *testing.T, echo string) {
 		{"refused UPnP", Config{Daemon: UPnP, Rules: deny}, "refused"},
 		{"refused PCP", Config{Daemon: NATPMP, Rules: deny}, "refused"},
 		{"refused NAT-PMP", Config{Daemon: NATPMP, NoPCP: true, Rules: deny}, "refused"},
-		{"no route", Config{NoDefaultRoute: true}, "no-"}, // no-network or no-gateway: both are true
+		{"carrier-grade NAT", Config{WAN: "100.64.7.8"}, "cgnat"},
+		{"carrier-grade NAT, UPnP", Config{Daemon: UPnP, WAN: "100.64.7.8"}, "double-nat"}, // it does not tell its address
+		{"behind a router", Config{WAN: "192.168.3.4"}, "double-nat"},
+		{"behind a router, NAT-PMP", Config{Daemon: NATPMP, NoPCP: true, WAN: "192.168.3.4"}, "wan-down"}, // nor does it
+		{"no route", Config{NoDefaultRoute: true}, "no-"},                                                 // no-network or no-gateway: both are true
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

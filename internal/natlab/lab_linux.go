@@ -44,6 +44,7 @@ type Config struct {
 	NoPCP          bool     // NAT-PMP without PCP: requests of version 2 are dropped
 	Secure         bool     // a host may only forward to itself
 	Rules          []string // the daemon's permission rules in order; none allows everything
+	WAN            string   // the router's address outside, "" for GatewayWAN; WANHost does not reach another one
 	NoDefaultRoute bool     // LAN hosts have an address, and no way out
 }
 
@@ -117,9 +118,12 @@ func New(t testing.TB, config Config) *Lab {
 	gw.Run(t, "ip", "link", "add", "lan0", "type", "bridge", "mcast_snooping", "0")
 	gw.Run(t, "ip", "addr", "add", netip.PrefixFrom(GatewayLAN, 24).String(), "dev", "lan0")
 	gw.Run(t, "ip", "link", "set", "lan0", "up")
-	gw.Run(t, "ip", "addr", "add", netip.PrefixFrom(GatewayWAN, 24).String(), "dev", "wan0")
+	if config.WAN == "" {
+		config.WAN = GatewayWAN.String()
+	}
+	gw.Run(t, "ip", "addr", "add", config.WAN+"/24", "dev", "wan0")
 	gw.Run(t, "ip", "link", "set", "wan0", "up")
-	gw.Run(t, "ip", "route", "add", "default", "via", WANHost.String())
+	gw.Run(t, "ip", "route", "add", "default", "via", WANHost.String(), "dev", "wan0", "onlink")
 	gw.Run(t, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
 	rules := filepath.Join(l.dir, "rules.nft")
 	if err := os.WriteFile(rules, []byte(baseRules(config)), 0o600); err != nil {

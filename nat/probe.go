@@ -1,0 +1,181 @@
+package nat
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A Report is what Probe found.
+type Report struct {
+	Addresses []netip.Addr     // our own, IPv4 before IPv6, without loopback and link-local ones
+	Gateways  []netip.Addr     // the gateways for IPv4 that were asked, the preferred one first
+	Protocols []ProtocolReport // PCP, NAT-PMP and UPnP, in the order in which Any prefers them
+
+	// Diagnosis says what can be said without a mapping. Its code may be
+	// "ready" instead of "mapped": the gateway answers, and nothing stands
+	// against it.
+	Diagnosis Diagnosis
+}
+
+// A ProtocolReport is what was found out in one protocol.
+type ProtocolReport struct {
+	Name     string        // as Mapper.Name
+	Gateway  netip.Addr    // who answered, invalid if nobody did
+	Version  string        // what it speaks: "2" in PCP, "0" in NAT-PMP, the service in UPnP, as in "WANIPConnection:1"
+	External netip.Addr    // its outside address; invalid if it has none, and in PCP, which tells it only with a mapping
+	Took     time.Duration // from the question to this
+	Err      error         // why it cannot be used, nil if it can
+}
+
+// probeTimeout bounds a Probe.
+const probeTimeout = 10 * time.Second
+
+// Probe asks the gateway in every protocol what it speaks and where it stands,
+// and changes nothing. It takes as long as the slowest protocol, a few seconds
+// where one is met with silence. The error is that of ctx; whatever else goes
+// wrong is part of the report.
+func Probe(ctx context.Context) (Report, error) {
+	h := systemHost()
+	return survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), localAddrs}.run(ctx)
+}
+
+// A survey is what a Probe asks.
+type survey struct {
+	pcp   *pcp
+	pmp   *natPMP
+	upnp  *upnp
+	addrs func() []netip.Addr
+}
+
+func (s survey) run(ctx context.Context) (Report, error) {
+	r := Report{Addresses: s.addrs()}
+	links, err := s.pcp.host.links(netip.IPv4Unspecified())
+	if err != nil {
+		r.Diagnosis = diagnose(err)
+		if own := s.pcp.host.ownAddr(netip.IPv4Unspecified()); isGlobal(own) { // a point-to-point link
+			r.Diagnosis = diagnosePublic(own)
+		}
+		return r, ctx.Err()
+	}
+	for _, l := range links {
+		r.Gateways = append(r.Gateways, l.gateway)
+	}
+	call, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	asks := []func() ProtocolReport{
+		func() ProtocolReport {
+			l, err := s.pcp.find(call, "probe", links)
+			return ProtocolReport{Name: s.pcp.Name(), Gateway: l.gateway, Version: "2", Err: err}
+		},
+		func() ProtocolReport {
+			l, addr, err := s.pmp.find(call, "probe", links)
+			return ProtocolReport{Name: s.pmp.Name(), Gateway: l.gateway, Version: "0", External: addr, Err: err}
+		},
+		func() ProtocolReport {
+			p := ProtocolReport{Name: s.upnp.Name()}
+			d, err := s.upnp.discover(call, "probe", links)
+			if err != nil {
+				p.Err = err
+				return p
+			}
+			d.mu.Lock()
+			p.External = d.external
+			d.mu.Unlock()
+			p.Gateway, p.Version = d.device.hit.device, d.urn[strings.LastIndex(d.urn, ":service:")+len(":service:"):]
+			if !p.External.IsValid() {
+				kind := WANDown
+				if up, _ := d.connected(call); up {
+					kind = AddressMismatch
+				}
+				p.Err = s.upnp.fail("probe", p.Gateway, &Error{Kind: kind})
+			}
+			return p
+		},
+	}
+	r.Protocols = make([]ProtocolReport, len(asks))
+	start := time.Now()
+	var wg sync.WaitGroup
+	for i, ask := range asks {
+		wg.Go(func() {
+			p := ask()
+			p.Took = time.Since(start)
+			if e, ok := p.Err.(*Error); ok {
+				if p.Gateway = e.Gateway; transport(e) {
+					p.Gateway = netip.Addr{} // who was asked, and has not answered
+				}
+			}
+			if p.Err != nil && !p.Gateway.IsValid() {
+				p.Version = ""
+			}
+			r.Protocols[i] = p
+		})
+	}
+	wg.Wait()
+	r.Diagnosis = r.diagnose(links[0].local)
+	return r, ctx.Err()
+}
+
+// diagnose says what the answers come to, for the address of ours that faces
+// the gateway.
+func (r Report) diagnose(own netip.Addr) Diagnosis {
+	if isGlobal(own) {
+		return diagnosePublic(own)
+	}
+	var names []string
+	var outside netip.Addr
+	var verdicts, all []error
+	for _, p := range r.Protocols {
+		if p.Err == nil {
+			names = append(names, p.Name)
+		} else {
+			all = append(all, p.Err)
+			if !transport(p.Err) {
+				verdicts = append(verdicts, p.Err)
+			}
+		}
+		if p.External.IsValid() && (!outside.IsValid() || isGlobal(p.External)) {
+			outside = p.External
+		}
+	}
+	switch {
+	case isGlobal(outside):
+		return Diagnosis{Code: "ready", Summary: fmt.Sprintf("The router opens ports when asked (%s), and its own address %s is a public one.", strings.Join(names, ", "), outside)}
+	case outside.IsValid():
+		return diagnoseInside(outside, "The router opens ports when asked, but")
+	case len(verdicts) > 0:
+		return diagnose(telling("any", "probe", verdicts))
+	case len(names) > 0:
+		return Diagnosis{Code: "ready", Summary: fmt.Sprintf("The router opens ports when asked (%s); whether its own address is a public one, only a mapping can tell.", strings.Join(names, ", "))}
+	}
+	return diagnose(telling("any", "probe", all))
+}
+
+// localAddrs lists the addresses of all interfaces that are up.
+func localAddrs() []netip.Addr {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	var all []netip.Addr
+	for _, i := range interfaces {
+		addrs, err := i.Addrs()
+		if err != nil || i.Flags&net.FlagUp == 0 {
+			continue
+		}
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok {
+				if ip, ok := netip.AddrFromSlice(n.IP); ok && ip.IsGlobalUnicast() {
+					all = append(all, ip.Unmap())
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
+	return all
+}

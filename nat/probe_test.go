@@ -1,0 +1,100 @@
+package nat
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/peerws/peerws/internal/natlab"
+)
+
+// What is made of what a gateway says in each protocol.
+func TestProbe(t *testing.T) {
+	t.Parallel()
+	service := func(external, status string) natlab.FakeUPnP {
+		return natlab.FakeUPnP{Serve: true, Services: []natlab.FakeService{{URN: "WANIPConnection:1", External: external, Status: status}}}
+	}
+	pmp := natlab.FakePMP{Serve: true, External: publicIP}
+	pmpDown := natlab.FakePMP{Serve: true, Edit: func(b []byte) []byte { binary.BigEndian.PutUint16(b[2:], 3); return b[:12] }}
+	private := natlab.FakePMP{Serve: true, External: netip.MustParseAddr("192.168.3.4")}
+	shared := natlab.FakePMP{Serve: true, External: netip.MustParseAddr("100.64.3.4")}
+	for _, c := range []struct {
+		name     string
+		config   natlab.FakeConfig
+		versions [3]string // "" is no answer
+		outside  [3]string
+		usable   [3]bool
+		code     string
+	}{
+		{"all", natlab.FakeConfig{PCP: goodPCP(), PMP: pmp, UPnP: service("203.0.113.7", "")},
+			[3]string{"2", "0", "WANIPConnection:1"}, [3]string{"", "203.0.113.7", "203.0.113.7"}, [3]bool{true, true, true}, "ready"},
+		{"PCP", natlab.FakeConfig{PCP: goodPCP()}, [3]string{"2"}, [3]string{}, [3]bool{true}, "ready"},
+		{"NAT-PMP", natlab.FakeConfig{PMP: pmp}, [3]string{"", "0"}, [3]string{"", "203.0.113.7"}, [3]bool{false, true}, "ready"},
+		{"UPnP", natlab.FakeConfig{UPnP: service("203.0.113.7", "")}, [3]string{"", "", "WANIPConnection:1"}, [3]string{"", "", "203.0.113.7"}, [3]bool{false, false, true}, "ready"},
+		{"nothing", natlab.FakeConfig{}, [3]string{}, [3]string{}, [3]bool{}, "no-gateway"},
+		{"behind a router", natlab.FakeConfig{PMP: private}, [3]string{"", "0"}, [3]string{"", "192.168.3.4"}, [3]bool{false, true}, "double-nat"},
+		{"behind the provider's NAT", natlab.FakeConfig{PCP: goodPCP(), PMP: shared}, [3]string{"2", "0"}, [3]string{"", "100.64.3.4"}, [3]bool{true, true}, "cgnat"},
+		{"one of two is public", natlab.FakeConfig{PMP: private, UPnP: service("203.0.113.7", "")},
+			[3]string{"", "0", "WANIPConnection:1"}, [3]string{"", "192.168.3.4", "203.0.113.7"}, [3]bool{false, true, true}, "ready"},
+		{"as miniupnpd says it", natlab.FakeConfig{PCP: goodPCP(), PMP: pmpDown, UPnP: service("", "Connected")},
+			[3]string{"2", "0", "WANIPConnection:1"}, [3]string{}, [3]bool{true}, "double-nat"},
+		{"down", natlab.FakeConfig{PCP: goodPCP(), PMP: pmpDown, UPnP: service("", "Disconnected")},
+			[3]string{"2", "0", "WANIPConnection:1"}, [3]string{}, [3]bool{true}, "wan-down"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f := natlab.StartFake(t, c.config)
+			own := []netip.Addr{netip.MustParseAddr("192.168.1.5")}
+			s := survey{testPCP(f), testPMP(f), testUPnP(f), func() []netip.Addr { return own }}
+			r, err := s.run(t.Context())
+			if err != nil || len(r.Protocols) != 3 || len(r.Gateways) != 1 || r.Gateways[0] != f.Addr || len(r.Addresses) != 1 {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			for i, p := range r.Protocols {
+				outside := ""
+				if p.External.IsValid() {
+					outside = p.External.String()
+				}
+				if p.Name != [...]string{"pcp", "nat-pmp", "upnp"}[i] || p.Version != c.versions[i] || outside != c.outside[i] || (p.Err == nil) != c.usable[i] || p.Took <= 0 {
+					t.Errorf("%+v", p)
+				}
+				if answered := c.versions[i] != ""; answered != (p.Gateway == f.Addr) {
+					t.Errorf("%s: answered by %v", p.Name, p.Gateway)
+				}
+			}
+			if r.Diagnosis.Code != c.code {
+				t.Errorf("%+v", r.Diagnosis)
+			}
+			if f.Mappings() != 0 || f.Count("pcp map")+f.Count("pmp map")+f.Count("soap AddPortMapping") != 0 {
+				t.Error("a probe has changed something")
+			}
+		})
+	}
+}
+
+func TestProbeNoNetwork(t *testing.T) {
+	h := loopbackHost()
+	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), localAddrs}.run(t.Context())
+	if err != nil || r.Diagnosis.Code != "no-network" || len(r.Protocols) != 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	r.Protocols = nil
+	if d := r.diagnose(publicIP); d.Code != "public" {
+		t.Errorf("%+v", d)
+	}
+}
+
+func TestProbeCancel(t *testing.T) {
+	t.Parallel()
+	mute := natlab.FakePCP{Serve: true, Edit: func([]byte) []byte { return nil }}
+	f := natlab.StartFake(t, natlab.FakeConfig{PCP: mute})
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	_, err := survey{testPCP(f), testPMP(f), testUPnP(f), localAddrs}.run(ctx)
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
