@@ -75,7 +75,7 @@ func testUPnP(f *natlab.Fake) *upnp {
 		resend: []time.Duration{50 * time.Millisecond, 150 * time.Millisecond},
 		listen: 400 * time.Millisecond,
 	})
-	u.patience, u.grace = 200*time.Millisecond, 50*time.Millisecond
+	u.patience, u.grace, u.settle = 200*time.Millisecond, 50*time.Millisecond, 10*time.Millisecond
 	return u
 }
 

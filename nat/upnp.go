@@ -18,7 +18,7 @@ import (
 func UPnP() Mapper { return newUPnP(systemHost(), systemSearcher()) }
 
 func newUPnP(h host, s searcher) *upnp {
-	return &upnp{host: h, searcher: s, patience: time.Second, grace: 200 * time.Millisecond}
+	return &upnp{host: h, searcher: s, patience: time.Second, grace: 200 * time.Millisecond, settle: 250 * time.Millisecond}
 }
 
 type upnp struct {
@@ -30,6 +30,9 @@ type upnp struct {
 	patience time.Duration
 	// With a usable service at hand, better ones are waited for this long.
 	grace time.Duration
+	// A new entry is looked at again after this long: a program that looked at
+	// the same port in the same moment may have overwritten it.
+	settle time.Duration
 
 	mu    sync.Mutex
 	known *service // the one that was used last, nil if none
@@ -219,10 +222,18 @@ func (u *upnp) addPort(ctx context.Context, s *service, internal netip.AddrPort,
 				s.mu.Unlock()
 			}
 			m := entry{client: internal.Addr(), port: internal.Port(), external: got, lease: lease}
-			if trusted {
+			switch {
+			case r.Previous == nil:
+				sleep(ctx, u.settle)
+			case trusted:
 				return m, nil
 			}
-			return u.verify(ctx, s, internal, m)
+			m, err = u.verify(ctx, s, internal, m)
+			if ctx.Err() != nil {
+				u.undo(ctx, s, internal, got, r.Previous)
+				return entry{}, context.Cause(ctx)
+			}
+			return m, err
 		}
 		if ctx.Err() != nil {
 			u.undo(ctx, s, internal, port, r.Previous)
@@ -253,6 +264,16 @@ func (u *upnp) addPort(ctx context.Context, s *service, internal netip.AddrPort,
 		default:
 			return entry{}, err
 		}
+	}
+}
+
+// sleep waits for d, or less if ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }
 
