@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,7 +54,7 @@ func keepChecked(c *checked, w *watch) (m *Manager, announce func(), listeners *
 		heard <- f
 		<-ctx.Done()
 		return nil
-	})
+	}, time.Now)
 	synctest.Wait()
 	var f func()
 	select {
@@ -231,6 +232,66 @@ func TestManagerAnnouncementAfterLoss(t *testing.T) {
 	})
 }
 
+// A moving machine has an address that changes.
+type moving struct {
+	*gate
+	at netip.Addr
+}
+
+func (m *moving) ownAddr(netip.Addr) netip.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.at
+}
+
+// Another address of our own, none, and the old one again: each is a reason to
+// ask at once, also in the middle of a backoff, and nothing else is.
+func TestManagerMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &moving{gate: newGate(2 * time.Hour), at: netip.MustParseAddr("192.168.1.5")}
+		m := start(g, nil)
+		defer m.Close()
+		time.Sleep(31 * time.Second)
+		for i, a := range []netip.Addr{netip.MustParseAddr("192.168.1.6"), {}, netip.MustParseAddr("192.168.1.5")} {
+			g.set(func() {
+				g.at, g.err = a, nil
+				if !a.IsValid() {
+					g.err = &Error{Mapper: "gate", Op: "map", Kind: NoNetwork}
+				}
+			})
+			time.Sleep(watchEvery)
+			synctest.Wait()
+			if n := len(g.times()); n != i+2 {
+				t.Fatalf("change %d: asked at %v", i, g.times())
+			}
+			time.Sleep(10 * time.Second)
+		}
+		time.Sleep(50 * time.Minute)
+		if n := len(g.times()); n != 4 {
+			t.Errorf("asked at %v", g.times())
+		}
+	})
+}
+
+// The clock of the day runs on while the machine sleeps.
+func TestManagerWakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(2 * time.Hour)
+		var jump atomic.Int64
+		m := newManager(ManagerConfig{Mapper: g, Internal: netip.MustParseAddrPort("0.0.0.0:9000")}, nil,
+			func() time.Time { return time.Now().Add(time.Duration(jump.Load())) })
+		defer m.Close()
+		for i, d := range []time.Duration{0, 10 * time.Second, -time.Hour, 0, 3 * time.Hour, 3 * time.Hour, 6 * time.Hour} {
+			jump.Store(int64(d))
+			time.Sleep(watchEvery)
+			synctest.Wait()
+			if n, want := len(g.times()), [...]int{1, 1, 1, 1, 2, 2, 3}[i]; n != want {
+				t.Errorf("%d, the clock off by %v: asked %d times, want %d", i, d, n, want)
+			}
+		}
+	})
+}
+
 // What each protocol's check sees of a gateway that goes on, reboots, changes
 // its address, and is gone.
 func TestChecks(t *testing.T) {
@@ -309,7 +370,7 @@ func TestManagerAtRebootedGateway(t *testing.T) {
 			heard <- f
 			<-ctx.Done()
 			return nil
-		})
+		}, time.Now)
 	defer m.Close()
 	<-mapped
 	announce := <-heard

@@ -97,6 +97,13 @@ const (
 	announceWait = time.Second
 	minLookGap   = 5 * time.Second
 
+	// How often it is looked whether this machine has another address, or has
+	// slept: the clock that timers run by stands still meanwhile, on most
+	// systems, while that of the day and the gateway's go on. Setting the clock
+	// by so much looks the same, and costs a renewal.
+	watchEvery = 5 * time.Second
+	sleptFor   = 15 * time.Second
+
 	// Close gives the mapping back within this, or leaves it to expire. What
 	// an asking that is under way still takes is part of it, but this much is
 	// left for the giving back.
@@ -112,15 +119,17 @@ var backoff = [...]time.Duration{30 * time.Second, time.Minute, 2 * time.Minute,
 // A Manager keeps one mapping: it asks for it, renews it in time, asks again
 // when it was lost, and gives it back at Close. While it holds one in PCP,
 // NAT-PMP or UPnP, it asks the gateway once a minute whether that is still so,
-// and sooner when the gateway announces that it was restarted. All methods are
-// safe for concurrent use.
+// and sooner when the gateway announces that it was restarted; and it asks for
+// the mapping anew when this machine gets another address or wakes from sleep.
+// All methods are safe for concurrent use.
 type Manager struct {
 	c      ManagerConfig // not changed after NewManager
 	log    *slog.Logger
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when the goroutine is gone
 	listen listenFunc
-	err    error // of giving the mapping back; written before done is closed
+	wall   func() time.Time // the time of day, without the monotonic clock
+	err    error            // of giving the mapping back; written before done is closed
 
 	mu     sync.Mutex
 	status Status
@@ -141,13 +150,15 @@ var errClosing = errors.New("nat: manager closed")
 
 // NewManager starts to ask for the mapping on a goroutine of its own and
 // returns at once.
-func NewManager(c ManagerConfig) *Manager { return newManager(c, listenAnnounced) }
+func NewManager(c ManagerConfig) *Manager {
+	return newManager(c, listenAnnounced, func() time.Time { return time.Now().Round(0) })
+}
 
-func newManager(c ManagerConfig, listen listenFunc) *Manager {
+func newManager(c ManagerConfig, listen listenFunc, wall func() time.Time) *Manager {
 	if c.Mapper == nil {
 		c.Mapper = None()
 	}
-	m := &Manager{c: c, log: c.Logger, done: make(chan struct{}), listen: listen}
+	m := &Manager{c: c, log: c.Logger, done: make(chan struct{}), listen: listen, wall: wall}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -188,6 +199,8 @@ type keeper struct {
 	port     uint16 // the external port granted last: asked for again, also after a loss
 	failures int    // askings that failed in a row
 
+	own netip.Addr // the address of ours that faces the gateway, when it was last asked; invalid if not known
+
 	lost   bool          // the gateway has lost the lease, and no other is granted yet
 	looked time.Time     // when the gateway was last asked anything, by a check or an asking
 	deaf   int           // checks without an answer in a row
@@ -225,6 +238,8 @@ func (m *Manager) keep(ctx context.Context) {
 // as it turns out that the gateway does not have the mapping any more.
 func (m *Manager) attend(ctx context.Context, k *keeper, due time.Time) {
 	_, able := m.c.Mapper.(checker)
+	wall, clock := m.wall(), time.Now()
+	watch := clock.Add(watchEvery)
 	for {
 		next, look := due, false
 		if able && k.lease != nil && k.lease.recheck > 0 && !k.lost {
@@ -238,6 +253,10 @@ func (m *Manager) attend(ctx context.Context, k *keeper, due time.Time) {
 		}
 		if !k.alarm.IsZero() && k.alarm.Before(next) {
 			next, look = k.alarm, able && k.lease != nil && !k.lost
+		}
+		watching := watch.Before(next)
+		if watching {
+			next = watch
 		}
 		t := time.NewTimer(time.Until(next))
 		select {
@@ -255,11 +274,27 @@ func (m *Manager) attend(ctx context.Context, k *keeper, due time.Time) {
 			t.Stop()
 			return
 		}
+		if watching {
+			watch = time.Now().Add(watchEvery)
+			if m.moved(k) || m.wall().Sub(wall)-time.Since(clock) > sleptFor {
+				m.log.Info("network changed, or machine slept: asking for the port again")
+				k.failures = 0
+				return
+			}
+			continue
+		}
 		k.alarm = time.Time{}
 		if !look || m.look(ctx, k) {
 			return
 		}
 	}
+}
+
+// moved reports whether another address of ours faces the gateway than when it
+// was asked.
+func (m *Manager) moved(k *keeper) bool {
+	own, ok := m.c.Mapper.(ownAddresser)
+	return ok && own.ownAddr(m.c.Internal.Addr()) != k.own
 }
 
 // look checks the lease once and reports whether to ask for the mapping now.
@@ -348,7 +383,8 @@ func (m *Manager) ask(ctx context.Context, k *keeper) time.Duration {
 	// A public address of our own needs no mapping, and there is nobody in
 	// front of it who could make one.
 	if own, ok := m.c.Mapper.(ownAddresser); ok {
-		if a := own.ownAddr(m.c.Internal.Addr()); isGlobal(a) {
+		a := own.ownAddr(m.c.Internal.Addr())
+		if k.own = a; isGlobal(a) {
 			m.drop(ctx, k)
 			m.publish(ctx, Status{Settled: true, Diagnosis: diagnosePublic(a)})
 			return jitter(backoff[len(backoff)-1])

@@ -17,8 +17,7 @@
 //
 // # Limitations
 //
-// Only IPv4 and TCP. A change of network is noticed when a renewal fails, not
-// at once.
+// Only IPv4 and TCP.
 package nat
 
 import (

@@ -42,6 +42,7 @@ func TestEcho(t *testing.T) {
 		"Reboot":           testReboot,
 		"Crash":            testCrash,
 		"WANChange":        testWANChange,
+		"LANChange":        testLANChange,
 		"Idle":             testIdle,
 	}
 	if os.Getenv("PEERWS_LONG") != "" {

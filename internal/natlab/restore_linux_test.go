@@ -143,6 +143,41 @@ func wanChange(t *testing.T, echo string, protocols []gatewayKind) {
 	}
 }
 
+// The machine gets another address on its own network, as by a new DHCP lease.
+// The old mapping is its old address's, so another port may be what it gets.
+func testLANChange(t *testing.T, echo string) {
+	for _, c := range protocols {
+		t.Run(c.via, func(t *testing.T) {
+			t.Parallel()
+			l, p, _ := opened(t, echo, c.via, c.config)
+			other := netip.MustParseAddr("192.168.77.99")
+			since := time.Now()
+			l.LAN.Run(t, "sh", "-c", "ip addr flush dev eth0; ip addr add "+other.String()+"/24 dev eth0; ip route replace default via "+GatewayLAN.String())
+			url := ""
+			for url == "" {
+				for port, to := range l.Forwards(t) {
+					if to == netip.AddrPortFrom(other, 9000) {
+						url = "ws://" + netip.AddrPortFrom(GatewayWAN, port).String() + "/"
+					}
+				}
+				if time.Since(since) > 10*time.Second {
+					t.Fatal("the new address is not mapped after 10 s")
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			t.Logf("%s: %.2f s until mapped", t.Name(), time.Since(since).Seconds())
+			p.Await(t, time.Second, "public "+c.via+" mapped "+url)
+			converse(t, l.WAN, url)
+			stopped(t, p, syscall.SIGTERM)
+			for _, to := range l.Forwards(t) {
+				if to.Addr() == other {
+					t.Errorf("still forwarded to %v", to)
+				}
+			}
+		})
+	}
+}
+
 var counted = regexp.MustCompile(`counter packets (\d+) `)
 
 // What the gateway is asked while nothing happens: at most 30 times in five
