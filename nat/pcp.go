@@ -63,6 +63,10 @@ const (
 	pcpLongError  = time.Minute // it recommends 30 minutes, miniupnpd says 0; the keeper's backoff does the rest
 	pcpMaxError   = 30 * time.Minute
 
+	// How many mappings, and how many errors, are remembered at most: one of
+	// each for every port and network this machine has been on.
+	pcpRemembered = 64
+
 	// The mapping that a broken-off call may have made is given back within this.
 	pcpUndo = 300 * time.Millisecond
 )
@@ -267,7 +271,20 @@ func (p *pcp) nonce(key pcpKey, prev *Lease) pcpNonce {
 		rand.Read(n[:])
 	}
 	p.held[key] = n
+	trim(p.held, key)
 	return n
+}
+
+// trim drops any one entry but that of key when there are too many.
+func trim[V any](m map[pcpKey]V, key pcpKey) {
+	for k := range m {
+		if len(m) <= pcpRemembered {
+			return
+		}
+		if k != key {
+			delete(m, k)
+		}
+	}
 }
 
 // refusedBefore is the error that still stands: its lifetime is how long the
@@ -294,6 +311,7 @@ func (p *pcp) noteRefusal(key pcpKey, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stand[key] = standing{e, time.Now().Add(e.RetryAfter)}
+	trim(p.stand, key)
 }
 
 // refusal is the beginning of the *Error for a result code.

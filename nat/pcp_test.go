@@ -465,3 +465,19 @@ func TestPCPTwoGateways(t *testing.T) {
 		t.Errorf("after the first went: %+v, %v", l, err)
 	}
 }
+
+// What is remembered has a limit, and the newest is never forgotten.
+func TestPCPRemembersSome(t *testing.T) {
+	p := newPCP(loopbackHost())
+	for port := range uint16(1000) {
+		key := pcpKey{port: port}
+		n := p.nonce(key, nil)
+		p.noteRefusal(key, &Error{RetryAfter: time.Hour})
+		if p.nonce(key, nil) != n || p.refusedBefore(key) == nil {
+			t.Fatalf("forgot port %d", port)
+		}
+	}
+	if len(p.held) != pcpRemembered || len(p.stand) != pcpRemembered {
+		t.Errorf("remembers %d mappings and %d errors", len(p.held), len(p.stand))
+	}
+}
