@@ -292,6 +292,60 @@ func TestManagerWakes(t *testing.T) {
 	})
 }
 
+// Weeks of a gateway that can be looked after, and reboots, refuses and falls
+// silent by a script: whenever the mapping is gone, or there again, the status
+// says so within two minutes, and nobody is stormed.
+func TestManagerWeeks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &checked{gate: newGate(2 * time.Hour)}
+		var failure error // of checks
+		c.answer = func(l Lease) (Lease, error) {
+			if failure == nil && !time.Now().Before(c.until) {
+				return l, &Error{Mapper: "gate", Op: "check", Err: errStateLost}
+			}
+			return l, failure
+		}
+		m, announce, _ := keepChecked(c, nil)
+		defer m.Close()
+		silent := &Error{Mapper: "gate", Kind: Timeout}
+		script := []struct {
+			err, failure error // of askings and of checks
+			reboot       bool
+		}{
+			{reboot: true}, {}, {err: silent, failure: silent}, {}, {err: &Error{Kind: Refused}, reboot: true}, {}, {reboot: true}, {err: &Error{Kind: Conflict}}, {},
+			{err: silent, failure: silent}, {err: silent, failure: silent}, {err: silent, failure: silent}, {},
+		}
+		wrong := 0 // minutes in a row that the status has been wrong
+		for hour := range 3 * 7 * 24 {
+			now := script[hour%len(script)]
+			c.set(func() {
+				c.err, failure = now.err, now.failure
+				if now.reboot {
+					c.until = time.Time{}
+				}
+			})
+			if now.reboot && hour%2 == 0 {
+				announce()
+			}
+			for minute := range 60 {
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				live := false
+				c.set(func() { live = time.Now().Before(c.until) })
+				if wrong++; len(m.Status().Leases) > 0 == live {
+					wrong = 0
+				}
+				if wrong > 2 {
+					t.Fatalf("hour %d, minute %d: live %v, status %+v", hour, minute, live, m.Status())
+				}
+			}
+		}
+		if n := len(c.looks) + len(c.times()); n > 3*7*24*80 {
+			t.Errorf("asked %d times in three weeks", n)
+		}
+	})
+}
+
 // What each protocol's check sees of a gateway that goes on, reboots, changes
 // its address, and is gone.
 func TestChecks(t *testing.T) {
