@@ -140,7 +140,7 @@ func (l *WebSocketListener) enter(conn net.Conn) (over func(), r *refusal) {
 func (l *WebSocketListener) turnAway(conn net.Conn, r *refusal) {
 	l.countRefused()
 	l.log.Debug("connection turned away", "remote", conn.RemoteAddr(), "why", r.text)
-	if !l.lingers.TryAcquire(1) {
+	if r == errClosing || !l.lingers.TryAcquire(1) { // Close drops, and does not wait
 		conn.Close()
 		return
 	}

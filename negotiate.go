@@ -101,6 +101,10 @@ func (l *WebSocketListener) refuse(conn net.Conn, err error) {
 		return
 	}
 	l.log.Debug("request refused", "remote", conn.RemoteAddr(), "status", r.status, "why", r.text)
+	if r == errClosing { // Close drops, and does not wait
+		socketOf(conn).Close()
+		return
+	}
 	linger(conn, r.response())
 }
 
