@@ -39,6 +39,12 @@ type ManagerConfig struct {
 	// call Close, nor wait for somebody who does. nil = nobody is told.
 	OnChange func(Status)
 
+	// OnEvent is told of everything that happens, renewals too, one call at a
+	// time, on a goroutine that the keeper does not wait for: of more than 64
+	// events that wait, the oldest are dropped. It must not call Close. nil =
+	// nobody is told.
+	OnEvent func(Event)
+
 	// Logger gets what happens; nil is silent.
 	Logger *slog.Logger
 }
@@ -130,6 +136,7 @@ type Manager struct {
 	listen listenFunc
 	wall   func() time.Time // the time of day, without the monotonic clock
 	err    error            // of giving the mapping back; written before done is closed
+	events eventQueue
 
 	mu     sync.Mutex
 	status Status
@@ -162,6 +169,7 @@ func newManager(c ManagerConfig, listen listenFunc, wall func() time.Time) *Mana
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
+	m.events.to = c.OnEvent
 	var ctx context.Context
 	ctx, m.cancel = context.WithCancelCause(context.Background())
 	go m.keep(ctx)
@@ -232,6 +240,7 @@ func (m *Manager) keep(ctx context.Context) {
 	}
 	k.close()
 	m.release(&k)
+	m.events.close()
 }
 
 // attend waits until the next asking is due, at a time known now, or as soon
@@ -307,7 +316,7 @@ func (m *Manager) look(ctx context.Context, k *keeper) (ask bool) {
 		return true
 	}
 	if errors.Is(err, errStateLost) {
-		m.log.Warn("port mapping lost", "external", k.lease.External, "via", k.lease.Via)
+		m.log.Info("gateway has lost the port mapping", "external", k.lease.External, "via", k.lease.Via)
 		k.lost, k.deaf = true, 0
 		return true
 	}
@@ -325,7 +334,6 @@ func (m *Manager) look(ctx context.Context, k *keeper) (ask bool) {
 		return true
 	}
 	if l.External != k.lease.External {
-		m.log.Info("outside address changed", "from", k.lease.External, "to", l.External, "via", l.Via)
 		s := m.Status()
 		s.Leases, s.Diagnosis = []Lease{l}, diagnoseLease(l)
 		m.publish(ctx, s)
@@ -374,7 +382,6 @@ func (k *keeper) close() {
 // the next time, negative for ever.
 func (m *Manager) ask(ctx context.Context, k *keeper) time.Duration {
 	if k.lease != nil && time.Since(k.lease.Obtained) >= validity(*k.lease) {
-		m.log.Warn("port mapping expired", "external", k.lease.External, "via", k.lease.Via)
 		k.lease = nil
 		s := m.Status()
 		m.publish(ctx, Status{Settled: true, Diagnosis: diagnose(s.Err), Err: s.Err})
@@ -420,11 +427,6 @@ func (m *Manager) granted(ctx context.Context, k *keeper, l Lease) time.Duration
 		l.Obtained = time.Now()
 	}
 	l.Lifetime = min(max(l.Lifetime, 0), maxLifetime)
-	if k.lease == nil || k.lease.External != l.External {
-		m.log.Info("port mapped", "external", l.External, "internal", l.Internal, "via", l.Via, "gateway", l.Gateway, "lifetime", l.Lifetime)
-	} else {
-		m.log.Debug("port mapping renewed", "external", l.External, "via", l.Via, "lifetime", l.Lifetime)
-	}
 	k.lease, k.port, k.failures = &l, l.External.Port(), 0
 	k.lost, k.deaf = false, 0
 	m.attune(ctx, k)
@@ -459,8 +461,15 @@ func (m *Manager) failed(ctx context.Context, k *keeper, err error) time.Duratio
 func (m *Manager) publish(ctx context.Context, s Status) {
 	m.mu.Lock()
 	same := m.status.same(s)
+	events := eventsBetween(m.status, s)
 	m.status = s
 	m.mu.Unlock()
+	for _, e := range events {
+		logEvent(m.log, e)
+	}
+	if m.c.OnEvent != nil && ctx.Err() == nil {
+		m.events.add(events)
+	}
 	if same || m.c.OnChange == nil || ctx.Err() != nil {
 		return
 	}
