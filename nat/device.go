@@ -170,7 +170,7 @@ var serviceURNs = [...]string{urnIP2, urnIP1, urnPPP1, urnOldIP, urnOldPPP}
 // serves only if it is on the same device, and an URL on another is none.
 func findServices(root *goupnp.RootDevice, h hit) ([]*service, error) {
 	base := *h.url
-	if u, host, err := checkLocation(strings.TrimSpace(root.URLBaseStr), h.device, h.device, true); err == nil && host == h.device && sameHost(root.URLBaseStr, h.device) {
+	if u, err := checkLocation(strings.TrimSpace(root.URLBaseStr), h.device, h.device, true); err == nil && sameHost(root.URLBaseStr, h.device) {
 		base = *u
 	}
 	dev := newDevice(h)
@@ -221,8 +221,8 @@ func resolveControl(base *url.URL, s string, device netip.Addr) (*url.URL, bool)
 	if err != nil {
 		return nil, false
 	}
-	u, host, err := checkLocation(base.ResolveReference(ref).String(), device, device, true)
-	if err != nil || host != device || ref.Host != "" && !sameHost(s, device) {
+	u, err := checkLocation(base.ResolveReference(ref).String(), device, device, true)
+	if err != nil || ref.Host != "" && !sameHost(s, device) {
 		return nil, false
 	}
 	return u, true

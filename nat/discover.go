@@ -8,11 +8,23 @@ import (
 	"time"
 )
 
-// discover searches for devices, reads their descriptions and returns the
-// best service. It returns as soon as one of the default gateway's is as good
-// as can be; another device's, even the best, waits for the gateway's: a port
-// opened elsewhere leads nowhere as a rule, and anybody can answer a search.
+// discover searches for the gateway's device, reads its description and returns
+// the best service. Who searches for the same at the same time shares the
+// outcome.
 func (u *upnp) discover(ctx context.Context, op string, links []link) (*service, error) {
+	s, err := u.finding.do(ctx, searchOf(op, links), func(ctx context.Context) (*service, error) {
+		ctx, cancel := context.WithTimeout(ctx, u.limit)
+		defer cancel()
+		return u.find(ctx, op, links)
+	})
+	if err != nil && ctx.Err() != nil {
+		err = u.fail(op, netip.Addr{}, ctxError(ctx))
+	}
+	return s, err
+}
+
+// find is discover for one. It returns as soon as a service is as good as can be.
+func (u *upnp) find(ctx context.Context, op string, links []link) (*service, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait() // nothing goes on behind the caller's back
@@ -23,47 +35,51 @@ func (u *upnp) discover(ctx context.Context, op string, links []link) (*service,
 		score   int
 		err     error
 	}
-	hits, findings := make(chan hit, maxHits), make(chan finding, maxHits) // never full: a search reports no more
+	hits, findings := make(chan hit, hitSorts*maxHits), make(chan finding, hitSorts*maxHits) // never full: a search reports no more
 	searched := make(chan error, 1)
 	wg.Go(func() { searched <- u.searcher.search(ctx, u.host, links, func(h hit) { hits <- h }) })
 
+	patience := time.NewTimer(u.patience)
+	defer patience.Stop()
+	patient := true // still waiting for the gateway before strangers are heard
+	var grace <-chan time.Time
+	var strangers []hit
+	var best finding
+	var errs []error
+	pending, searching := 0, true
+	looked := make(map[string]bool)
 	look := func(h hit) {
+		if key := h.url.String(); looked[key] {
+			return
+		} else if h.stranger && patient {
+			strangers = append(strangers, h)
+			return
+		} else {
+			looked[key] = true
+		}
+		pending++
 		wg.Go(func() {
 			s, score, err := inspect(ctx, h)
 			findings <- finding{s, score, err}
 		})
 	}
-	patience := time.NewTimer(u.patience)
-	defer patience.Stop()
-	patient := true // still waiting for the gateway before others are looked at
-	var grace <-chan time.Time
-	var others []hit
-	var best finding
-	var errs []error
-	pending, searching := 0, true
 
-	for searching || pending > 0 || len(others) > 0 && patient {
+	for searching || pending > 0 || len(strangers) > 0 && patient {
 		if !searching && pending == 0 && best.service != nil {
 			break
 		}
 		select {
 		case h := <-hits:
-			if patient && !h.gateway() {
-				others = append(others, h)
-				continue
-			}
-			pending++
 			look(h)
 		case <-patience.C:
 			patient = false
 			if best.service != nil {
 				continue
 			}
-			pending += len(others)
-			for _, h := range others {
+			for _, h := range strangers {
 				look(h)
 			}
-			others = nil
+			strangers = nil
 		case f := <-findings:
 			pending--
 			if f.err != nil {
@@ -73,7 +89,7 @@ func (u *upnp) discover(ctx context.Context, op string, links []link) (*service,
 			if best.service == nil || better(f.service, f.score, best.service, best.score) {
 				best = f
 			}
-			if best.score == scoreBest && best.service.device.hit.gateway() {
+			if best.score == scoreBest {
 				return best.service, nil
 			}
 			if grace == nil {
@@ -91,12 +107,7 @@ func (u *upnp) discover(ctx context.Context, op string, links []link) (*service,
 			}
 			// What was found in the last moment is still to be looked at.
 			for len(hits) > 0 {
-				if h := <-hits; patient && !h.gateway() {
-					others = append(others, h)
-				} else {
-					pending++
-					look(h)
-				}
+				look(<-hits)
 			}
 		case <-ctx.Done():
 			return nil, u.fail(op, netip.Addr{}, &Error{Kind: ctxKind(ctx), Err: ctx.Err()})
@@ -106,7 +117,7 @@ func (u *upnp) discover(ctx context.Context, op string, links []link) (*service,
 		return best.service, nil
 	}
 	if len(errs) == 0 {
-		return nil, u.fail(op, netip.Addr{}, &Error{Kind: NoGateway, Err: errors.New("no gateway device answered the search")})
+		return nil, u.fail(op, netip.Addr{}, &Error{Kind: NoGateway, Err: errors.New("the gateway did not answer the search")})
 	}
 	for i, err := range errs {
 		errs[i] = u.fail(op, netip.Addr{}, err)
@@ -114,12 +125,9 @@ func (u *upnp) discover(ctx context.Context, op string, links []link) (*service,
 	return nil, telling(u.Name(), op, errs)
 }
 
-// better reports whether service a is to be preferred over b: the default
-// gateway's first, then by score, then by capability.
+// better reports whether service a is to be preferred over b: by score, then
+// by capability.
 func better(a *service, as int, b *service, bs int) bool {
-	if ag, bg := a.device.hit.gateway(), b.device.hit.gateway(); ag != bg {
-		return ag
-	}
 	if as != bs {
 		return as > bs
 	}

@@ -28,25 +28,33 @@ func systemSearcher() searcher {
 	}
 }
 
-// A hit is a place where a description may be fetched.
+// A hit is a place where a description may be fetched, always at the gateway.
 type hit struct {
-	url    *url.URL
-	device netip.Addr // the address in url
-	link   link       // where it was found
+	url      *url.URL
+	device   netip.Addr // the address in url: link's gateway
+	link     link       // where it was found
+	stranger bool       // somebody else than the gateway said so
 }
 
-// gateway reports whether the device is the default gateway itself.
-func (h hit) gateway() bool { return h.device == h.link.gateway }
+// maxHits bounds how many descriptions of one search are looked at of each
+// sort: those the gateway told when it alone was asked, those it told, or
+// somebody in its name, when everybody was, and those of strangers. So a host
+// that answers with thousands costs little, and does not drown the gateway:
+// it does not hear what the gateway alone is asked, nor from which port.
+const maxHits = 5
 
-// maxHits bounds how many descriptions of one search are looked at, so that a
-// host that answers with thousands costs nothing; half of them are kept for
-// the gateway.
-const maxHits = 16
+// The sorts of hits.
+const (
+	hitDirect = iota
+	hitGroup
+	hitStranger
+	hitSorts
+)
 
 // search asks at every link, by unicast to the gateway and by multicast, since
 // firewalls eat the answers to one and some devices are deaf to the other.
-// Every place is reported once, until the time is over or ctx ends. The error
-// is that nothing could be sent at all.
+// Every place of a sort is reported once, until the time is over or ctx ends.
+// The error is that nothing could be sent at all.
 func (s searcher) search(ctx context.Context, h host, links []link, found func(hit)) error {
 	ctx, cancel := context.WithTimeout(ctx, s.listen)
 	defer cancel()
@@ -56,31 +64,45 @@ func (s searcher) search(ctx context.Context, h host, links []link, found func(h
 	}
 
 	var mu sync.Mutex
-	seen := make(map[string]bool)
-	foreign := 0
-	report := func(x hit) {
+	var seen [hitSorts][]string
+	report := func(sort int, x hit) {
+		if x.stranger {
+			sort = hitStranger
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		key := x.url.String()
-		if seen[key] || len(seen) >= maxHits {
+		if len(seen[sort]) >= maxHits || slices.Contains(seen[sort], key) {
 			return
 		}
-		if !x.gateway() {
-			if foreign++; foreign > maxHits/2 {
-				return
-			}
-		}
-		seen[key] = true
+		seen[sort] = append(seen[sort], key)
 		found(x)
 	}
 
-	errs := make([]error, len(links))
+	var errs []error
 	var wg sync.WaitGroup
-	for i, l := range links {
-		wg.Go(func() { errs[i] = s.searchLink(ctx, h, l, prefixes, report) })
+	sockets := 0
+	ask := func(l link, sort int, to ...netip.AddrPort) {
+		sockets++
+		wg.Go(func() {
+			if err := s.searchLink(ctx, h, l, prefixes, to, func(x hit) { report(sort, x) }); err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+			}
+		})
+	}
+	for _, l := range links {
+		gateway := netip.AddrPortFrom(l.gateway, s.port)
+		ask(l, hitDirect, gateway)
+		if s.group.IsValid() {
+			// The gateway is asked from here too: a firewall of this machine
+			// then lets its answer to the multicast in.
+			ask(l, hitGroup, gateway, s.group)
+		}
 	}
 	wg.Wait()
-	if i := slices.Index(errs, nil); i < 0 {
+	if len(errs) == sockets {
 		return errors.Join(errs...)
 	}
 	return nil
@@ -88,18 +110,18 @@ func (s searcher) search(ctx context.Context, h host, links []link, found func(h
 
 // searchLink is search at one link, on one socket of its own: an interface
 // that cannot send spoils nothing for the others.
-func (s searcher) searchLink(ctx context.Context, h host, l link, prefixes []netip.Prefix, report func(hit)) error {
+func (s searcher) searchLink(ctx context.Context, h host, l link, prefixes []netip.Prefix, to []netip.AddrPort, report func(hit)) error {
 	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.local, 0)))
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if s.group.IsValid() && s.group.Addr().IsMulticast() {
+	if slices.ContainsFunc(to, func(a netip.AddrPort) bool { return a.Addr().IsMulticast() }) {
 		// Best effort: without it the system chooses the interface, on Linux
 		// rightly, by the address the socket is bound to.
 		_ = multicastFrom(c, l.local)
 	}
-	if err := s.send(c, l); err != nil {
+	if err := s.send(c, to); err != nil {
 		return err
 	}
 
@@ -111,7 +133,7 @@ func (s searcher) searchLink(ctx context.Context, h host, l link, prefixes []net
 			t := time.NewTimer(at - time.Since(start))
 			select {
 			case <-t.C:
-				_ = s.send(c, l) // the first was sent; a hiccup now is no verdict
+				_ = s.send(c, to) // the first was sent; a hiccup now is no verdict
 			case <-ctx.Done():
 				t.Stop()
 				return
@@ -144,22 +166,24 @@ func (s searcher) searchLink(ctx context.Context, h host, l link, prefixes []net
 		if !ok {
 			continue
 		}
-		if u, device, err := checkLocation(r.location, src, l.gateway, h.loopback); err == nil && device != l.local {
-			report(hit{url: u, device: device, link: l})
+		if u, err := checkLocation(r.location, src, l.gateway, h.loopback); err == nil && l.gateway != l.local {
+			report(hit{url: u, device: l.gateway, link: l, stranger: src != l.gateway})
 		}
 	}
 }
 
-// send asks all questions once. The error is that none could be sent.
-func (s searcher) send(c *net.UDPConn, l link) error {
+// send asks all questions once: of the last in to all of them, of those before
+// it the last question, which every device answers. The error is that none
+// could be sent.
+func (s searcher) send(c *net.UDPConn, to []netip.AddrPort) error {
 	var failed error
 	sent := false
-	to := []netip.AddrPort{netip.AddrPortFrom(l.gateway, s.port)}
-	if s.group.IsValid() {
-		to = append(to, s.group)
-	}
-	for _, dst := range to {
-		for _, target := range searchTargets {
+	for i, dst := range to {
+		targets := searchTargets[:]
+		if i < len(to)-1 {
+			targets = targets[len(targets)-1:]
+		}
+		for _, target := range targets {
 			if _, err := c.WriteToUDPAddrPort(appendSearch(nil, target), dst); err != nil {
 				failed = err
 			} else {

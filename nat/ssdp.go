@@ -84,45 +84,44 @@ var (
 
 // checkLocation says where a description announced by from may be fetched: a
 // LOCATION is an order from whoever is on the network to make this machine
-// fetch a URL, so it is obeyed only for plain http to the literal address of
-// the sender or of the gateway. A gateway that names another address of its
-// own (some do, with a shared "floating" one) is asked at the address we know.
-func checkLocation(location string, from, gateway netip.Addr, loopback bool) (*url.URL, netip.Addr, error) {
+// fetch a URL, so it is obeyed only for plain http at the gateway itself. Where
+// the gateway names another address, or another address names itself, the
+// gateway is asked for the same port and path: of a router with a shared
+// "floating" address all of these are one. Whoever else answers is not asked
+// anything, since a port opened there leads nowhere, and anybody can answer.
+func checkLocation(location string, from, gateway netip.Addr, loopback bool) (*url.URL, error) {
 	u, err := url.Parse(location)
 	if err != nil || u.Opaque != "" || u.User != nil {
-		return nil, netip.Addr{}, errURL
+		return nil, errURL
 	}
 	if u.Scheme != "http" { // url.Parse has made it lower case
-		return nil, netip.Addr{}, errScheme
+		return nil, errScheme
 	}
 	host, err := netip.ParseAddr(u.Hostname())
 	if err != nil {
-		return nil, netip.Addr{}, errLiteral
+		return nil, errLiteral
 	}
 	from, gateway, host = from.Unmap(), gateway.Unmap(), host.Unmap()
 	switch {
 	case !host.Is4():
-		return nil, netip.Addr{}, errLiteral
-	case host != from && host != gateway:
-		if from != gateway {
-			return nil, netip.Addr{}, errNotThere
-		}
-		host = gateway
+		return nil, errLiteral
+	case host != gateway && from != gateway && host != from:
+		return nil, errNotThere
 	}
-	if !ordinary(host, loopback) {
-		return nil, netip.Addr{}, errSpecial
+	if !ordinary(gateway, loopback) {
+		return nil, errSpecial
 	}
 	port := uint16(80)
 	if p := u.Port(); p != "" {
 		n, err := strconv.ParseUint(p, 10, 16)
 		if err != nil || n == 0 {
-			return nil, netip.Addr{}, errURL
+			return nil, errURL
 		}
 		port = uint16(n)
 	}
-	u.Host = netip.AddrPortFrom(host, port).String()
+	u.Host = netip.AddrPortFrom(gateway, port).String()
 	u.Fragment, u.RawFragment = "", ""
-	return u, host, nil
+	return u, nil
 }
 
 // ordinary reports whether a can be the address of a gateway on our network.

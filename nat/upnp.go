@@ -18,21 +18,26 @@ import (
 func UPnP() Mapper { return newUPnP(systemHost(), systemSearcher()) }
 
 func newUPnP(h host, s searcher) *upnp {
-	return &upnp{host: h, searcher: s, patience: time.Second, grace: 200 * time.Millisecond, settle: 250 * time.Millisecond}
+	return &upnp{host: h, searcher: s, patience: time.Second, grace: 200 * time.Millisecond, limit: 4500 * time.Millisecond, settle: 250 * time.Millisecond}
 }
 
 type upnp struct {
 	host     host
 	searcher searcher
 
-	// A device that is not the default gateway is considered only this long
-	// after the start of a search.
+	// What somebody else than the gateway says about it is heard only this
+	// long after the start of a search.
 	patience time.Duration
 	// With a usable service at hand, better ones are waited for this long.
 	grace time.Duration
+	// A search is over after this, also when a device is found that swallows
+	// what it is asked.
+	limit time.Duration
 	// A new entry is looked at again after this long: a program that looked at
 	// the same port in the same moment may have overwritten it.
 	settle time.Duration
+
+	finding shared[search, *service]
 
 	mu    sync.Mutex
 	known *service // the one that was used last, nil if none

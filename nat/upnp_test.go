@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -455,21 +457,31 @@ func TestUPnPForeignNetwork(t *testing.T) {
 	}
 }
 
-// A device that is not the default gateway is used only when the gateway says
-// nothing for a while.
+// A device that is not the default gateway is asked nothing, whatever it says
+// and however deaf the gateway is; but what it says is looked for at the
+// gateway, which may be the same router under an address that several share.
 func TestUPnPOtherDevice(t *testing.T) {
 	t.Parallel()
-	f, u := startUPnP(t, natlab.FakeUPnP{})
+	evil, u := startUPnP(t, natlab.FakeUPnP{})
 	deaf := natlab.StartFake(t, natlab.FakeConfig{})
 	u.host = loopbackHost(deaf.Addr)
-	u.searcher.group = netip.AddrPortFrom(f.Addr, f.SSDPPort) // stands for the multicast that reaches it
+	u.searcher.group = netip.AddrPortFrom(evil.Addr, evil.SSDPPort) // stands for the multicast that reaches it
+	_, err := u.Map(t.Context(), request(9000))
+	wantKind(t, err, NoGateway, 0)
+	if n := evil.Count("http " + natlab.DescriptionPath); evil.Count("ssdp") == 0 || n != 0 || evil.Mappings() != 0 {
+		t.Errorf("%d searches heard, description read %d times", evil.Count("ssdp"), n)
+	}
+
+	// One router, whose own address answers in place of the shared one.
+	own := netip.AddrFrom4([4]byte{127, 77, 66, byte(55 + os.Getpid()%100)})
+	f, u := startUPnP(t, natlab.FakeUPnP{Witness: own, Replies: func(l string) []string {
+		place, _ := url.Parse(l)
+		return []string{"HTTP/1.1 200 OK\r\nLOCATION: http://" + own.String() + ":" + place.Port() + place.Path + "\r\n\r\n"}
+	}})
 	start := time.Now()
 	l, err := u.Map(t.Context(), request(9000))
 	if err != nil || l.Gateway != f.Addr || time.Since(start) < u.patience {
 		t.Errorf("%+v, %v after %v", l, err, time.Since(start))
-	}
-	if err := u.Unmap(t.Context(), l); err != nil || f.Mappings() != 0 {
-		t.Errorf("unmap: %v", err)
 	}
 }
 
