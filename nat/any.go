@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
 // Any is the Mapper that asks in every protocol at once and uses the best one
@@ -19,10 +17,16 @@ func Any() Mapper {
 	h := systemHost()
 	return newAny(
 		candidate{mapper: newPCP(h), blind: true},
-		candidate{mapper: newNATPMP(h), wait: 250 * time.Millisecond},
+		candidate{mapper: newNATPMP(h), wait: pcpHeadStart},
 		candidate{mapper: newUPnP(h, systemSearcher()), wait: time.Second},
 	)
 }
+
+// pcpHeadStart is how long NAT-PMP's answer waits for PCP's. A gateway that
+// speaks both does so at one port, as a rule out of one program, so its answers
+// come in one breath; one that speaks only NAT-PMP should refuse PCP at once
+// (RFC 6887 §9) and then nothing is waited for, but some drop it.
+const pcpHeadStart = 150 * time.Millisecond
 
 // A candidate is one protocol of a composite, in order of preference.
 type candidate struct {
@@ -48,12 +52,11 @@ type prober interface {
 }
 
 func newAny(candidates ...candidate) *anyMapper {
-	return &anyMapper{candidates: candidates, busy: semaphore.NewWeighted(1), known: -1}
+	return &anyMapper{candidates: candidates, known: -1}
 }
 
 type anyMapper struct {
 	candidates []candidate
-	busy       *semaphore.Weighted // one race at a time: who waits for it finds its outcome
 
 	mu    sync.Mutex
 	known int // the candidate that worked last, -1 if none
@@ -72,13 +75,6 @@ func (a *anyMapper) Map(ctx context.Context, r Request) (Lease, error) {
 		r.External, r.Previous = r.external(), nil
 	}
 
-	if l, err, ok := a.shortcut(ctx, r); ok {
-		return l, err
-	}
-	if err := a.busy.Acquire(ctx, 1); err != nil {
-		return Lease{}, &Error{Mapper: a.Name(), Op: "map", Kind: ctxKind(ctx), Err: err}
-	}
-	defer a.busy.Release(1)
 	if l, err, ok := a.shortcut(ctx, r); ok {
 		return l, err
 	}
@@ -122,7 +118,8 @@ func (a *anyMapper) shortcut(ctx context.Context, r Request) (l Lease, err error
 	return Lease{}, nil, false
 }
 
-// race asks everybody at once and maps through the best that answers.
+// race asks everybody at once and maps through the best that answers. Of
+// several races at the same time, each candidate searches once for all.
 func (a *anyMapper) race(ctx context.Context, r Request) (Lease, error) {
 	probing, cancel := context.WithCancel(ctx)
 	answers := make(chan answer, len(a.candidates))

@@ -182,25 +182,60 @@ func TestAnyRenewal(t *testing.T) {
 }
 
 // Listeners that share the Mapper share its discovery, also when they start
-// at the same time.
+// at the same time: the gateway is searched for once, found or not.
 func TestAnySharesDiscovery(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		pmp := &scripted{name: "nat-pmp", addr: publicIP, delay: 10 * time.Millisecond}
-		igd := &scripted{name: "upnp", addr: publicIP, delay: time.Second}
-		a := newAny(candidate{mapper: pmp, wait: 0}, candidate{mapper: igd, wait: time.Second})
+	t.Parallel()
+	const listeners = 5
+	one := func(t *testing.T, via string, n int) (asked int, took time.Duration) {
+		c := natlab.FakeConfig{UPnP: natlab.FakeUPnP{Serve: true}}
+		switch via {
+		case "nat-pmp":
+			c = natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: publicIP, Delay: 20 * time.Millisecond}}
+		case "pcp":
+			c = natlab.FakeConfig{PCP: natlab.FakePCP{Serve: true, External: publicIP, Delay: 20 * time.Millisecond}}
+		case "":
+			c.UPnP.Replies = func(string) []string { return nil }
+		}
+		f := natlab.StartFake(t, c)
+		mapper := Mapper(newAny(candidate{mapper: testPCP(f), blind: true}, candidate{mapper: testPMP(f)}, candidate{mapper: testUPnP(f), wait: time.Second}))
+		if via == "upnp" { // alone it shares too
+			mapper = testUPnP(f)
+		}
+		start := time.Now()
 		var wg sync.WaitGroup
-		for i := range 5 {
+		for i := range n {
 			wg.Go(func() {
-				if l, err := a.Map(t.Context(), request(9000+uint16(i))); err != nil || l.Via != "nat-pmp" {
+				l, err := mapper.Map(t.Context(), request(9000+uint16(i)))
+				if l.Via != via || (err == nil) != (via != "") {
 					t.Errorf("%+v, %v", l, err)
 				}
 			})
 		}
 		wg.Wait()
-		if pmp.probes != 1 || igd.probes != 1 || len(pmp.maps) != 5 {
-			t.Errorf("%d and %d probes, %d maps", pmp.probes, igd.probes, len(pmp.maps))
+		if f.Mappings() != n && via != "" {
+			t.Errorf("%d mappings", f.Mappings())
 		}
-	})
+		switch via {
+		case "nat-pmp":
+			return f.Count("pmp external") - n, 0 // each mapping asks for the address once more
+		case "pcp":
+			return f.Count("pcp announce"), 0
+		}
+		return f.Count("ssdp"), time.Since(start)
+	}
+	for _, via := range []string{"pcp", "nat-pmp", "upnp", ""} {
+		t.Run(via, func(t *testing.T) {
+			t.Parallel()
+			alone, limit := one(t, via, 1)
+			together, took := one(t, via, listeners)
+			if alone == 0 || together >= 2*alone { // a repeated question, on a busy machine
+				t.Errorf("one listener: %d searches; %d: %d", alone, listeners, together)
+			}
+			if via == "" && took > limit+300*time.Millisecond {
+				t.Errorf("one listener knew after %v, %d after %v", limit, listeners, took)
+			}
+		})
+	}
 }
 
 func TestAnyCancel(t *testing.T) {

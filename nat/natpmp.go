@@ -3,14 +3,11 @@ package nat
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
-
-	pmp "github.com/jackpal/go-nat-pmp"
 )
 
 // NATPMP is the Mapper for NAT-PMP (RFC 6886), spoken by Apple's and many
@@ -19,26 +16,41 @@ import (
 func NATPMP() Mapper { return newNATPMP(systemHost()) }
 
 func newNATPMP(h host) *natPMP {
+	ms := time.Millisecond
 	return &natPMP{
 		host:  h,
-		probe: []time.Duration{time.Second},
-		call:  []time.Duration{time.Second, time.Second},
+		probe: []time.Duration{250 * ms, 500 * ms, 1250 * ms},
+		call:  []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms},
 	}
 }
 
 type natPMP struct {
 	host host
 
-	// How long a gateway that has never answered (probe), and one that has
-	// (call), is waited for: in pieces, since the library cannot be
-	// interrupted within one. It repeats the request 250 and 750 ms into a piece.
+	// How long an answer is waited for before a request is sent again, of a
+	// gateway that has never answered (probe) and of one that has (call). RFC
+	// 6886 §3.1 goes on doubling for 64 s, which on a gateway that does not
+	// speak it is a minute of nothing.
 	probe, call []time.Duration
+
+	finding shared[search, found]
 
 	mu    sync.Mutex
 	known netip.Addr // the gateway that answered last, invalid if none
 }
 
-const pmpLifetime = 7200 * time.Second
+// A found is a gateway that answered, and its outside address.
+type found struct {
+	link link
+	addr netip.Addr
+}
+
+const (
+	pmpLifetime = 7200 * time.Second
+
+	// The mapping that a broken-off call may have made is given back within this.
+	pmpUndo = 300 * time.Millisecond
+)
 
 func (n *natPMP) Name() string { return "nat-pmp" }
 
@@ -69,23 +81,28 @@ func (n *natPMP) Map(ctx context.Context, r Request) (Lease, error) {
 }
 
 // find asks all gateways at once for their external address, which changes
-// nothing, and takes the first of the list that has one.
+// nothing, and takes the first of the list that has one. Who asks for the same
+// at the same time shares the answer.
 func (n *natPMP) find(ctx context.Context, op string, links []link) (link, netip.Addr, error) {
-	addrs, errs := make([]netip.Addr, len(links)), make([]error, len(links))
-	var wg sync.WaitGroup
-	for i, l := range links {
-		wg.Go(func() { addrs[i], _, errs[i] = n.external(ctx, op, l, n.probe) })
-	}
-	wg.Wait()
-	for i, l := range links {
-		if errs[i] == nil {
-			n.mu.Lock()
-			n.known = l.gateway
-			n.mu.Unlock()
-			return l, addrs[i], nil
+	f, err := n.finding.do(ctx, searchOf(op, links), func(ctx context.Context) (found, error) {
+		addrs, errs := make([]netip.Addr, len(links)), make([]error, len(links))
+		var wg sync.WaitGroup
+		for i, l := range links {
+			wg.Go(func() { addrs[i], _, errs[i] = n.external(ctx, op, l, n.probe) })
 		}
+		wg.Wait()
+		for i, l := range links {
+			if errs[i] == nil {
+				n.remember(l)
+				return found{l, addrs[i]}, nil
+			}
+		}
+		return found{}, telling(n.Name(), op, errs)
+	})
+	if err != nil && ctx.Err() != nil {
+		err = n.fail(op, f.link, ctxError(ctx))
 	}
-	return link{}, netip.Addr{}, telling(n.Name(), op, errs)
+	return f.link, f.addr, err
 }
 
 // mapAt makes or renews the mapping at one gateway (RFC 6886 §3.3), then asks
@@ -95,42 +112,44 @@ func (n *natPMP) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 	if life <= 0 {
 		life = pmpLifetime
 	}
-	life = max(life.Truncate(time.Second), time.Second) // 0 would delete
+	life = min(max(life.Truncate(time.Second), time.Second), maxLifetime) // 0 would delete
 
-	var res *pmp.AddPortMappingResult
-	asked, told := time.Now(), epoch{}
-	err := n.do(ctx, l, n.call, func(c *pmp.Client) (err error) {
-		asked = time.Now()
-		res, err = c.AddPortMapping("tcp", int(r.Internal.Port()), int(r.external()), int(life/time.Second))
-		return err
-	})
+	q := pmpRequest{opcode: pmpMapTCP, internal: r.Internal.Port(), external: r.external(), lifetime: uint32(life / time.Second)}
+	asked := time.Now()
+	a, err := n.ask(ctx, l, n.call, q)
+	if err == nil && (a.external == 0 || a.lifetime == 0) {
+		err = malformed("granted port %d for %d s", a.external, a.lifetime)
+	}
 	if err != nil {
+		if ctx.Err() != nil && r.Previous == nil { // a lease that is held is for its owner to give back
+			n.undo(ctx, l, q)
+		}
 		return Lease{}, n.fail("map", l, err)
 	}
-	switch {
-	case res.InternalPort != r.Internal.Port():
-		return Lease{}, n.fail("map", l, malformed("the answer is about internal port %d", res.InternalPort))
-	case res.MappedExternalPort == 0 || res.PortMappingLifetimeInSeconds == 0:
-		return Lease{}, n.fail("map", l, malformed("granted port %d for %d s", res.MappedExternalPort, res.PortMappingLifetimeInSeconds))
-	}
-
-	told = epoch{res.SecondsSinceStartOfEpoc, time.Now()}
+	told := epoch{a.epoch, time.Now()}
 
 	// A mapping without an address is still a mapping: no error from here on.
-	addr, _, _ := n.external(ctx, "map", l, n.call)
-	n.mu.Lock()
-	n.known = l.gateway
-	n.mu.Unlock()
+	addr, _, _ := n.external(ctx, "map", l, n.probe)
+	n.remember(l)
 	return Lease{
 		Internal: netip.AddrPortFrom(l.local, r.Internal.Port()),
-		External: netip.AddrPortFrom(addr, res.MappedExternalPort),
-		Lifetime: time.Duration(res.PortMappingLifetimeInSeconds) * time.Second,
+		External: netip.AddrPortFrom(addr, a.external),
+		Lifetime: time.Duration(a.lifetime) * time.Second,
 		Via:      n.Name(),
 		Gateway:  l.gateway,
 		Obtained: asked,
 		recheck:  heartbeat,
 		epoch:    told,
 	}, nil
+}
+
+// undo removes what a call that was broken off may have made. It runs after
+// the caller's context ended, so it has a short one of its own.
+func (n *natPMP) undo(ctx context.Context, l link, q pmpRequest) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pmpUndo)
+	defer cancel()
+	q.lifetime, q.external = 0, 0
+	_, _ = n.ask(ctx, l, []time.Duration{pmpUndo / 3, pmpUndo / 3, pmpUndo / 3}, q)
 }
 
 // check asks the gateway for its epoch and its external address.
@@ -154,11 +173,7 @@ func (n *natPMP) Unmap(ctx context.Context, l Lease) error {
 		return n.fail("unmap", link{}, &Error{Kind: Unsupported, Err: errForeign})
 	}
 	at := link{gateway: l.Gateway, local: l.Internal.Addr()}
-	err := n.do(ctx, at, n.call, func(c *pmp.Client) error {
-		_, err := c.AddPortMapping("tcp", int(l.Internal.Port()), 0, 0)
-		return err
-	})
-	if err != nil {
+	if _, err := n.ask(ctx, at, n.call, pmpRequest{opcode: pmpMapTCP, internal: l.Internal.Port()}); err != nil {
 		return n.fail("unmap", at, err)
 	}
 	return nil
@@ -166,20 +181,15 @@ func (n *natPMP) Unmap(ctx context.Context, l Lease) error {
 
 // external asks for the gateway's external address (RFC 6886 §3.2); an
 // unspecified one is none. The answer has its epoch too.
-func (n *natPMP) external(ctx context.Context, op string, l link, pieces []time.Duration) (netip.Addr, epoch, error) {
-	var res *pmp.GetExternalAddressResult
-	err := n.do(ctx, l, pieces, func(c *pmp.Client) (err error) {
-		res, err = c.GetExternalAddress()
-		return err
-	})
+func (n *natPMP) external(ctx context.Context, op string, l link, waits []time.Duration) (netip.Addr, epoch, error) {
+	a, err := n.ask(ctx, l, waits, pmpRequest{opcode: pmpExternal})
 	if err != nil {
 		return netip.Addr{}, epoch{}, n.fail(op, l, err)
 	}
-	addr := netip.AddrFrom4(res.ExternalIPAddress)
-	if addr.IsUnspecified() {
-		addr = netip.Addr{}
+	if a.address.IsUnspecified() {
+		a.address = netip.Addr{}
 	}
-	return addr, epoch{res.SecondsSinceStartOfEpoc, time.Now()}, nil
+	return a.address, epoch{a.epoch, time.Now()}, nil
 }
 
 // probeExternal is the read-only question of the race in Any.
@@ -192,100 +202,89 @@ func (n *natPMP) probeExternal(ctx context.Context, r Request) (netip.Addr, erro
 	return addr, err
 }
 
-// forget drops what was discovered.
-func (n *natPMP) forget() {
+func (n *natPMP) remember(l link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.known = netip.Addr{}
+	n.known = l.gateway
 }
+
+// forget drops what was discovered.
+func (n *natPMP) forget() { n.remember(link{}) }
 
 func (n *natPMP) ownAddr(bound netip.Addr) netip.Addr { return n.host.ownAddr(bound) }
 
-// do runs one request of the library, piece by piece until it is answered.
-// The library knows no context, so the end of ctx is noticed only between
-// pieces; in return nothing of it outlives the call.
-func (n *natPMP) do(ctx context.Context, l link, pieces []time.Duration, f func(*pmp.Client) error) error {
-	var err error
-	for _, d := range pieces {
-		if ctx.Err() != nil {
-			return ctx.Err()
+// ask sends q until it is answered by something other than an error. Datagrams
+// that are no answer to it change nothing; those of strangers do not get here,
+// since the socket is connected to the gateway. It ends with ctx, at once.
+func (n *natPMP) ask(ctx context.Context, l link, waits []time.Duration, q pmpRequest) (pmpResponse, error) {
+	if ctx.Err() != nil {
+		return pmpResponse{}, ctxError(ctx)
+	}
+	c, err := net.DialUDP("udp4",
+		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.local, 0)),
+		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.gateway, pcpPort)))
+	if err != nil {
+		return pmpResponse{}, &Error{Kind: NoNetwork, Err: err}
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+
+	packet, b, garbage := q.append(nil), make([]byte, 64), false
+	for _, wait := range waits {
+		_ = c.SetReadDeadline(time.Now().Add(wait))
+		if ctx.Err() != nil { // looked at after the deadline, which may have overwritten that of the context's end
+			return pmpResponse{}, ctxError(ctx)
 		}
-		end, last := ctx.Deadline()
-		if last = last && time.Until(end) < d; last {
-			d = time.Until(end)
+		if _, err = c.Write(packet); err != nil {
+			return pmpResponse{}, socketError(err)
 		}
-		if d <= 0 { // the library would take 0 for "two minutes"
-			return context.DeadlineExceeded
-		}
-		err = f(pmp.NewClientWithLocalAndTimeout(l.gateway.AsSlice(), net.IP(l.local.AsSlice()), d))
-		if kind, _ := pmpKind(err); kind != Timeout {
-			break
-		}
-		if last { // a moment before ctx knows it
-			return context.DeadlineExceeded
+		for {
+			k, err := c.Read(b)
+			if ctx.Err() != nil {
+				return pmpResponse{}, ctxError(ctx)
+			}
+			if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+				break
+			}
+			if err != nil {
+				return pmpResponse{}, socketError(err)
+			}
+			r, ok := parsePMP(b[:k])
+			if !ok || !r.answers(q) {
+				garbage = true
+				continue
+			}
+			return r, pmpRefusal(r)
 		}
 	}
-	if err != nil && ctx.Err() != nil {
-		return ctx.Err()
+	if garbage {
+		return pmpResponse{}, malformed("only datagrams that are no answer")
 	}
-	return err
+	return pmpResponse{}, &Error{Kind: Timeout, Err: errors.New("no answer")}
 }
 
-// fail makes an *Error of what went wrong.
+// pmpRefusal is the beginning of the *Error for an answer that is one, nil for
+// success.
+func pmpRefusal(r pmpResponse) error {
+	if r.version != pmpVersion {
+		return &Error{Kind: Unsupported, Err: fmt.Errorf("answered in version %d", r.version)}
+	}
+	e := &Error{Kind: Refused, Code: int(r.code)}
+	switch r.code {
+	case 0:
+		return nil
+	case pmpUnsupportedVersion, pmpUnsupportedOpcode:
+		e.Kind = Unsupported
+	case pmpNetworkFailure:
+		e.Kind = WANDown
+	case pmpOutOfResources:
+		e.Kind = NoResources
+	}
+	return e
+}
+
+// fail completes the *Error of what went wrong.
 func (n *natPMP) fail(op string, l link, err error) *Error {
-	kind, code := pmpKind(err)
-	return fill(n.Name(), op, l.gateway, kind, code, err)
-}
-
-// The library's errors are texts; these are the ones it has.
-const (
-	pmpTextCode    = "Non-zero result code "
-	pmpTextTimeout = "Timed out"
-	pmpTextVersion = "unknown protocol version"
-)
-
-// pmpKind tells what an error of the library, or of ours around it, means,
-// and the result code in it (RFC 6886 §3.5).
-func pmpKind(err error) (Kind, int) {
-	var op *net.OpError
-	switch {
-	case err == nil:
-		return 0, 0
-	case errors.Is(err, context.Canceled):
-		return Canceled, 0
-	case errors.Is(err, context.DeadlineExceeded):
-		return Timeout, 0
-	case errors.As(err, &op):
-		switch {
-		case op.Timeout():
-			return Timeout, 0
-		case op.Op == "dial":
-			return NoNetwork, 0
-		}
-		// An ICMP message, "port unreachable" from a gateway that does not
-		// speak it as a rule, whatever the system calls it. It may speak it
-		// after its next restart.
-		return Unsupported, 0
-	}
-	text := err.Error()
-	if rest, ok := strings.CutPrefix(text, pmpTextCode); ok {
-		digits, _, _ := strings.Cut(rest, " ")
-		code, _ := strconv.Atoi(digits)
-		switch code {
-		case 1, 5:
-			return Unsupported, code
-		case 3:
-			return WANDown, code
-		case 4:
-			return NoResources, code
-		}
-		return Refused, code
-	}
-	switch {
-	case strings.HasPrefix(text, pmpTextTimeout):
-		return Timeout, 0
-	case strings.HasPrefix(text, pmpTextVersion):
-		return Unsupported, 0
-	}
-	return Malformed, 0
+	return fill(n.Name(), op, l.gateway, Unsupported, 0, err)
 }

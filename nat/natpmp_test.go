@@ -1,13 +1,17 @@
 package nat
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
-	"net"
 	"net/netip"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	pmp "github.com/jackpal/go-nat-pmp"
 
 	"github.com/peerws/peerws/internal/natlab"
 )
@@ -152,17 +156,122 @@ func TestNATPMPTwoGateways(t *testing.T) {
 	}
 }
 
-// The library cannot be interrupted, but is never left behind either.
+// Broken off in the middle of a mapping, at once, and the mapping is given
+// back; one that is being renewed stays.
 func TestNATPMPCancel(t *testing.T) {
 	t.Parallel()
-	f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, Edit: func([]byte) []byte { return nil }}})
+	var mute atomic.Bool
+	mapped := make(chan struct{}, 10)
+	f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: publicIP, Edit: func(b []byte) []byte {
+		if b[1] == 130 && mute.CompareAndSwap(true, false) {
+			mapped <- struct{}{}
+			return nil
+		}
+		return b
+	}}})
+	n := testPMP(f)
+	n.call = []time.Duration{10 * time.Second}
+	broken := func(r Request) {
+		mute.Store(true)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			<-mapped
+			cancel()
+		}()
+		start := time.Now()
+		_, err := n.Map(ctx, r)
+		if kindOf(err) != Canceled || !errors.Is(err, context.Canceled) || time.Since(start) > time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+	}
+	broken(request(9000))
+	if f.Mappings() != 0 || f.Count("pmp delete") == 0 {
+		t.Errorf("%d mappings, %d deletes", f.Mappings(), f.Count("pmp delete"))
+	}
+	l, err := n.Map(t.Context(), request(9000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := request(9000)
+	r.Previous = &l
+	broken(r)
+	if f.Mappings() != 1 {
+		t.Error("a held mapping was given back")
+	}
+
+	// Also while the gateway is searched for.
+	f = natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, Edit: func([]byte) []byte { return nil }}})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	_, err := testPMP(f).Map(ctx, request(9000))
+	_, err = testPMP(f).Map(ctx, request(9000))
 	wantKind(t, err, Timeout, 0)
 	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 250*time.Millisecond {
 		t.Errorf("%v after %v", err, time.Since(start))
+	}
+}
+
+// What is no answer to our question changes nothing, and the answer behind it
+// is still heard.
+func TestNATPMPIgnores(t *testing.T) {
+	t.Parallel()
+	evil := func(b []byte) []byte { b[len(b)-1] ^= 0xff; return b }
+	for name, before := range map[string]func([]byte) []byte{
+		"wrong opcode":        func(b []byte) []byte { b[1]++; return evil(b) },
+		"a request":           func(b []byte) []byte { b[1] &^= 128; return evil(b) },
+		"cut short":           func(b []byte) []byte { return b[:len(b)-1] },
+		"too long":            func(b []byte) []byte { return append(evil(b), 0) },
+		"garbage":             func(b []byte) []byte { return []byte("HTTP/1.1 200 OK\r\n\r\n") },
+		"empty":               func(b []byte) []byte { return nil },
+		"wrong internal port": func(b []byte) []byte { b[9] ^= 1; return evil(b) },
+		"strange":             evil,
+		"a strange refusal":   func(b []byte) []byte { b[3] = 2; return b },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{
+				Serve: true, External: publicIP, Strange: strings.Contains(name, "strange"),
+				Before: func(b []byte) []byte {
+					if name == "wrong internal port" && b[1] != 130 {
+						return nil
+					}
+					return before(b)
+				},
+			}})
+			l, err := testPMP(f).Map(t.Context(), request(9000))
+			if err != nil || l.External != netip.AddrPortFrom(publicIP, 9000) || l.Lifetime != 2*time.Hour {
+				t.Errorf("%+v, %v", l, err)
+			}
+		})
+	}
+}
+
+// Lost datagrams are sent again; silence has an end.
+func TestNATPMPSchedule(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: publicIP, Edit: func(b []byte) []byte {
+		if asked.Add(1)%3 != 0 {
+			return nil
+		}
+		return b
+	}}})
+	n := testPMP(f)
+	n.probe = []time.Duration{50 * time.Millisecond, 100 * time.Millisecond, 2 * time.Second}
+	n.call = n.probe
+	if l, err := n.Map(t.Context(), request(9000)); err != nil || asked.Load() != 9 || f.Mappings() != 1 {
+		t.Errorf("%+v, %v, asked %d times", l, err, asked.Load())
+	}
+	// The constants of the real one: 2 s for a gateway that never answered.
+	var probe, call time.Duration
+	for _, d := range newNATPMP(loopbackHost()).probe {
+		probe += d
+	}
+	for _, d := range newNATPMP(loopbackHost()).call {
+		call += d
+	}
+	if probe != 2*time.Second || call != 3750*time.Millisecond {
+		t.Errorf("%v, %v", probe, call)
 	}
 }
 
@@ -173,21 +282,80 @@ func TestNATPMPUnmapForeign(t *testing.T) {
 	}
 }
 
-func TestPMPKind(t *testing.T) {
+// Answers as they must be read, bytes by hand from RFC 6886 §3.2, §3.3 and §3.5.
+func TestParsePMP(t *testing.T) {
 	for _, c := range []struct {
-		err  error
-		kind Kind
-		code int
+		in   string
+		want pmpResponse
+		ok   bool
 	}{
-		{nil, 0, 0},
-		{context.Canceled, Canceled, 0},
-		{&net.OpError{Op: "dial", Err: errors.New("network is unreachable")}, NoNetwork, 0},
-		{&net.OpError{Op: "read", Err: errors.New("connection reset")}, Unsupported, 0},
-		{errors.New("Non-zero result code 3 (whatever)"), WANDown, 3},
-		{errors.New("something new"), Malformed, 0},
+		{"00 80 0000 00000e10 cb007107", pmpResponse{epoch: 3600, address: publicIP}, true},
+		{"00 82 0000 00000001 2328 2329 00001c20", pmpResponse{opcode: 2, epoch: 1, internal: 9000, external: 9001, lifetime: 7200}, true},
+		{"00 82 0002 00000001 2328 0000 00000000", pmpResponse{opcode: 2, code: 2}, true},
+		{"00 82 0003", pmpResponse{opcode: 2, code: 3}, true},
+		{"02 82 0001 00000000 00000000 000000000000000000000000", pmpResponse{version: 2, opcode: 2}, true},
+		{"00 80 0000 00000e10 cb0071", pmpResponse{}, false},
+		{"00 80 0000 00000e10 cb007107 00", pmpResponse{}, false},
+		{"00 82 0000 00000001 2328 2329 00001c", pmpResponse{}, false},
+		{"00 81 0000 00000001 2328 2329 00001c20", pmpResponse{}, false}, // of UDP
+		{"00 02 0000 2328 2328 00001c20", pmpResponse{}, false},          // a request
+		{"00 80 00", pmpResponse{}, false},
+		{"", pmpResponse{}, false},
 	} {
-		if kind, code := pmpKind(c.err); kind != c.kind || code != c.code {
-			t.Errorf("%v: %v %d", c.err, kind, code)
+		if got, ok := parsePMP(unhex(t, c.in)); ok != c.ok || got != c.want {
+			t.Errorf("%s: %+v, %v", c.in, got, ok)
 		}
 	}
+	for want, q := range map[string]pmpRequest{
+		"00 00":                         {opcode: pmpExternal},
+		"00 02 0000 2328 2329 00001c20": {opcode: pmpMapTCP, internal: 9000, external: 9001, lifetime: 7200},
+		"00 02 0000 2328 0000 00000000": {opcode: pmpMapTCP, internal: 9000},
+	} {
+		if got := q.append(nil); !bytes.Equal(got, unhex(t, want)) {
+			t.Errorf("%+v: %x, want %s", q, got, want)
+		}
+	}
+}
+
+// A second opinion: an independent library and our mapper get the same of the
+// same gateway, which is scripted by hand, and so is not wrong in our way.
+func TestNATPMPWitness(t *testing.T) {
+	t.Parallel()
+	f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: publicIP}})
+	f.SetEpoch(time.Hour)
+	witness := pmp.NewClientWithTimeout(f.Addr.AsSlice(), time.Second)
+	addr, err := witness.GetExternalAddress()
+	if err != nil || netip.AddrFrom4(addr.ExternalIPAddress) != publicIP {
+		t.Fatalf("%+v, %v", addr, err)
+	}
+	made, err := witness.AddPortMapping("tcp", 9000, 9123, 600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := testPMP(f)
+	l, err := n.Map(t.Context(), request(9000))
+	if err != nil || l.External.Addr() != publicIP || l.External.Port() != made.MappedExternalPort || l.epoch.seconds < made.SecondsSinceStartOfEpoc || l.epoch.seconds > made.SecondsSinceStartOfEpoc+5 {
+		t.Errorf("got %+v, %v; the library got %+v", l, err, made)
+	}
+	if err := n.Unmap(t.Context(), l); err != nil || f.Mappings() != 0 {
+		t.Errorf("%v, %d mappings left", err, f.Mappings())
+	}
+}
+
+func FuzzNATPMP(f *testing.F) {
+	for _, s := range []string{"00 80 0000 00000e10 cb007107", "00 82 0000 00000001 2328 2329 00001c20", "00 82 0003", "02 82 0001"} {
+		f.Add(unhex(f, s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, ok := parsePMP(b)
+		if !ok {
+			return
+		}
+		if len(b) < 4 || b[1] != r.opcode+128 || r.version != b[0] {
+			t.Fatalf("%x: %+v", b, r)
+		}
+		if r.version == 0 && r.code == 0 && len(b) != 12+4*int(r.opcode)/2 {
+			t.Fatalf("%x: %+v", b, r)
+		}
+	})
 }

@@ -36,6 +36,8 @@ type pcp struct {
 	// be far away; ours is the next hop, and the keeper comes back anyway.
 	probe, call []time.Duration
 
+	finding shared[search, link]
+
 	mu    sync.Mutex
 	known netip.Addr          // the gateway that answered last, invalid if none
 	held  map[pcpKey]pcpNonce // of mappings not given back
@@ -108,8 +110,17 @@ func (p *pcp) Map(ctx context.Context, r Request) (Lease, error) {
 }
 
 // find asks all gateways at once whether they speak PCP, and takes the first
-// of the list that does.
+// of the list that does. Who asks for the same at the same time shares the
+// answer.
 func (p *pcp) find(ctx context.Context, op string, links []link) (link, error) {
+	l, err := p.finding.do(ctx, searchOf(op, links), func(ctx context.Context) (link, error) { return p.findOnce(ctx, op, links) })
+	if err != nil && ctx.Err() != nil {
+		err = p.fail(op, l, ctxError(ctx))
+	}
+	return l, err
+}
+
+func (p *pcp) findOnce(ctx context.Context, op string, links []link) (link, error) {
 	errs := make([]error, len(links))
 	var wg sync.WaitGroup
 	for i, l := range links {

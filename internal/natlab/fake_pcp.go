@@ -73,15 +73,7 @@ func (f *Fake) answerPCP(c *net.UDPConn, q []byte, from netip.AddrPort) {
 	}
 	time.Sleep(p.Delay)
 	if p.Before != nil {
-		via := c
-		if p.Strange {
-			s, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(f.Addr.Next(), 5351)))
-			if err == nil {
-				defer s.Close()
-				via = s
-			}
-		}
-		_, _ = via.WriteToUDPAddrPort(p.Before(append([]byte(nil), a...)), from)
+		f.sendBefore(c, p.Before(append([]byte(nil), a...)), from, p.Strange)
 	}
 	_, _ = c.WriteToUDPAddrPort(a, from)
 }

@@ -17,6 +17,11 @@ type FakePMP struct {
 	// Edit sees each answer before it goes out, and may change it or, by
 	// returning nil, keep it back.
 	Edit func(answer []byte) []byte
+
+	// Before is sent ahead of each answer, by the gateway itself or, with
+	// Strange, by another address.
+	Before  func(answer []byte) []byte
+	Strange bool
 }
 
 // serve5351 answers in NAT-PMP and PCP, which share a port, until its socket
@@ -71,7 +76,23 @@ func (f *Fake) answerPMP(c *net.UDPConn, q []byte, from netip.AddrPort) {
 		return
 	}
 	time.Sleep(p.Delay)
+	if p.Before != nil {
+		f.sendBefore(c, p.Before(append([]byte(nil), a...)), from, p.Strange)
+	}
 	_, _ = c.WriteToUDPAddrPort(a, from)
+}
+
+// sendBefore sends b to a client, from another address if it is to be strange.
+func (f *Fake) sendBefore(c *net.UDPConn, b []byte, to netip.AddrPort, strange bool) {
+	if strange {
+		s, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(f.Addr.Next(), pmpPort)))
+		if err != nil {
+			return
+		}
+		defer s.Close()
+		c = s
+	}
+	_, _ = c.WriteToUDPAddrPort(b, to)
 }
 
 // pmpMap does what a mapping request wants and returns the end of its answer.
