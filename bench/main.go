@@ -1,0 +1,472 @@
+//go:build linux
+
+// Command bench compares peerws with the other WebSocket servers, side by side:
+//
+//	go run .              about ten minutes; writes RESULTS.md and results.svg
+//	go run . -full        everything, longer
+//	go run . -run '^(b125|pipe64)$' -servers peerws,gws
+//
+// It runs every server in a process of its own on one CPU, and drives them from
+// another. RESULTS.md says how it measures.
+package main
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"math"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// options are how much is measured.
+type options struct {
+	run     *regexp.Regexp // of workload names
+	servers []string       // nil means all
+	rounds  int
+	window  time.Duration // of one server in one round
+	idle    int           // rounds of the idle workloads
+	settle  time.Duration // silence before memory is read
+	conns   int           // at most, of the idle workloads
+	log     *log.Logger
+}
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("bench: ")
+	full := flag.Bool("full", false, "measure longer: three times the window, 15 rounds")
+	run := flag.String("run", "", "measure only the workloads whose names match this `regexp`")
+	servers := flag.String("servers", "", "measure only these servers, a `list` with commas; tcp is always among them")
+	rounds := flag.Int("rounds", 0, "rounds; 0 means 7, and 15 with -full")
+	window := flag.Duration("window", 0, "time for one server in one round; 0 means 300ms, and 1s with -full")
+	out := flag.String("o", "", "write RESULTS.md and results.svg into this `directory`; unset: here, if everything is measured")
+	list := flag.Bool("list", false, "list workloads and servers")
+	serve := flag.String("serve", "", "be the server of that `name` (for the command itself)")
+	var s setup
+	flag.BoolVar(&s.broadcast, "broadcast", false, "with -serve: a message goes to everybody")
+	flag.IntVar(&s.buffer, "buffer", 4*kib, "with -serve: bytes of the raw TCP server's buffer")
+	cert := flag.String("cert", "", "with -serve: certificate `file`, for TLS")
+	key := flag.String("key", "", "with -serve: key `file`")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	switch {
+	case *serve != "":
+		if err := runServer(*serve, s, *cert, *key); err != nil {
+			log.Fatal(err)
+		}
+		return
+	case *list:
+		for _, w := range workloads {
+			fmt.Printf("%-12s %s\n", w.name, w.title)
+		}
+		fmt.Println()
+		for _, c := range contestants {
+			fmt.Printf("%-12s %s\n", c.name, c.note)
+		}
+		return
+	}
+	o := options{rounds: 7, window: 300 * time.Millisecond, idle: 1, settle: 2 * time.Second, conns: math.MaxInt, log: log.Default()}
+	if *full {
+		o.rounds, o.window, o.idle = 15, time.Second, 3
+	}
+	if *rounds > 0 {
+		o.rounds = *rounds
+	}
+	if *window > 0 {
+		o.window = *window
+	}
+	if *servers != "" {
+		o.servers = strings.Split(*servers, ",")
+	}
+	var err error
+	if o.run, err = regexp.Compile(*run); err != nil {
+		log.Fatal(err)
+	}
+	began := time.Now()
+	r, err := runAll(o)
+	if err != nil {
+		log.Fatal(err)
+	}
+	r.about = append(about(r.servers), fmt.Sprintf("%s; %d rounds of %v, %v in all: `%s`", began.Format("2 January 2006"), o.rounds, o.window,
+		time.Since(began).Round(time.Second), strings.Join(append([]string{"go run ."}, os.Args[1:]...), " ")))
+	if *out == "" && *run == "" && *servers == "" && *rounds == 0 && *window == 0 {
+		*out = "."
+	}
+	var text bytes.Buffer
+	r.write(&text)
+	if *out == "" {
+		os.Stdout.Write(text.Bytes())
+		return
+	}
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(*out, "RESULTS.md"), text.Bytes(), 0o644),
+		os.WriteFile(filepath.Join(*out, "results.svg"), r.chart(), 0o644)); err != nil {
+		log.Fatal(err)
+	}
+	// What a README shows; the rest is in the file.
+	r.summary(os.Stdout)
+	fmt.Print(r.bars())
+	for _, f := range r.failed {
+		log.Print(f)
+	}
+}
+
+// runAll runs the workloads that o chooses. It fails only if nothing can be
+// measured; a server that fails is left out and named.
+func runAll(o options) (*results, error) {
+	r := &results{samples: make(map[string]map[string][]sample), missing: make(map[string]string)}
+	for _, w := range workloads {
+		if o.run == nil || o.run.MatchString(w.name) {
+			r.workloads = append(r.workloads, w)
+		}
+	}
+	if len(r.workloads) == 0 {
+		return nil, errors.New("no workload has such a name; -list shows them")
+	}
+	scratch, err := os.MkdirTemp("", "peerws-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(scratch)
+	if err := writeCertificate(scratch); err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range o.servers {
+		if find(name) == nil {
+			return nil, fmt.Errorf("no server is called %q; -list shows them", name)
+		}
+	}
+	b := &bench{options: o, results: r, scratch: scratch, args: make(map[string][]string)}
+	for i := range contestants {
+		c := &contestants[i]
+		if o.servers != nil && c.name != baseline && !slices.Contains(o.servers, c.name) {
+			continue
+		}
+		args := []string{self, "-serve", c.name}
+		if c.command != nil {
+			var missing error
+			if args, c.version, missing = c.command(scratch); missing != nil {
+				r.missing[c.name] = missing.Error()
+				o.log.Printf("%s does not take part: %v", c.name, missing)
+				continue
+			}
+		}
+		b.args[c.name] = args
+		r.servers = append(r.servers, c)
+	}
+	if err := b.claim(); err != nil {
+		return nil, err
+	}
+	for _, w := range r.workloads {
+		began := time.Now()
+		r.samples[w.name] = make(map[string][]sample)
+		if w.kind == idle {
+			b.measureIdle(w)
+		} else {
+			b.measureTimed(w)
+		}
+		o.log.Printf("%-10s %v", w.name, time.Since(began).Round(100*time.Millisecond))
+	}
+	return r, nil
+}
+
+// A bench is one run of the command.
+type bench struct {
+	options
+	*results
+	scratch string
+	args    map[string][]string // command line of each server
+	cpus    []int
+	own     int // the driver's CPU
+	files   int // descriptors a process may have
+}
+
+// claim pins this process to the last CPU and raises its limit of open files,
+// which the servers inherit.
+func (b *bench) claim() error {
+	var err error
+	if b.cpus, err = cores(); err != nil {
+		return err
+	}
+	b.own = b.cpus[len(b.cpus)-1]
+	if err := pinSelf([]int{b.own}); err != nil {
+		return err
+	}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	limit.Cur = limit.Max
+	b.files = int(min(limit.Max, math.MaxInt32))
+	// A collection in the middle of a window would be the driver's, not the
+	// server's, but it would change what the server sees.
+	debug.SetGCPercent(400)
+	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
+}
+
+// place chooses CPUs for a server with that many processors, and says whether
+// the driver has its CPU to itself.
+func (b *bench) place(procs int) (cpus []int, spin bool) {
+	n := max(procs, 1)
+	if n < len(b.cpus) {
+		return b.cpus[:n], true
+	}
+	return b.cpus, false
+}
+
+func (b *bench) remark(format string, args ...any) {
+	if s := fmt.Sprintf(format, args...); !slices.Contains(b.remarks, s) {
+		b.remarks = append(b.remarks, s)
+		b.log.Print(s)
+	}
+}
+
+func (b *bench) fail(w workload, c *contestant, err error) {
+	s := fmt.Sprintf("%s, %s: %v.", w.name, c.name, err)
+	b.failed = append(b.failed, s)
+	b.log.Print(s)
+	// Half a row would be compared with other rounds.
+	delete(b.samples[w.name], c.name)
+}
+
+// measureTimed runs the rounds of w. A server that fails takes no further part
+// in it.
+func (b *bench) measureTimed(w workload) {
+	cpus, spin := b.place(w.procs)
+	if !spin {
+		b.remark("%s: there are only %d CPUs, so server and driver share them, and the driver sleeps instead of spinning.", w.name, len(b.cpus))
+	}
+	var running []*process
+	for _, c := range b.results.servers {
+		p, err := start(c, b.args[c.name], w, cpus, b.scratch)
+		if err != nil {
+			b.fail(w, c, err)
+			continue
+		}
+		running = append(running, p)
+	}
+	defer func() {
+		for _, p := range running {
+			p.stop()
+		}
+	}()
+	for round := range b.rounds {
+		for k := range running {
+			p := running[(k+round)%len(running)]
+			if p.dead {
+				continue
+			}
+			s, err := b.once(p, w, spin)
+			if err != nil {
+				p.dead = true
+				b.fail(w, p.contestant, err)
+				continue
+			}
+			b.samples[w.name][p.name] = append(b.samples[w.name][p.name], s)
+		}
+	}
+}
+
+// once measures one server once.
+func (b *bench) once(p *process, w workload, spin bool) (s sample, err error) {
+	var load func(time.Duration) (int, error)
+	var d *driver
+	if w.kind == handshakes {
+		load = func(t time.Duration) (int, error) { return greet(p.port, w.conns, spin, t) }
+	} else {
+		if d, err = open(p.port, w.conns); err != nil {
+			return s, err
+		}
+		defer func() {
+			d.close()
+			// What the server does about the closed connections must not fall
+			// into the next one's window.
+			time.Sleep(time.Duration(2+w.conns/50) * time.Millisecond)
+		}()
+		d.request, d.reply = w.request(p.raw)
+		d.payload, d.messages, d.spin = w.payload(), max(w.batch, 1), spin
+		switch w.kind {
+		case echo:
+			load = d.echo
+		case paced:
+			d.latencies = make([]time.Duration, 0, 2*int(float64(w.rate)*b.window.Seconds()))
+			load = func(t time.Duration) (int, error) { return d.pace(t, w.rate) }
+		case broadcast:
+			// A server joins a connection to the group when it has sent the
+			// answer to the handshake.
+			time.Sleep(50 * time.Millisecond)
+			load = d.broadcast
+		}
+	}
+	if _, err := load(b.window / 4); err != nil { // warm
+		return s, err
+	}
+	// The first two questions are only asked to know what a question costs.
+	if _, err := p.ask("stats"); err != nil {
+		return s, err
+	}
+	first, err := p.ask("stats")
+	if err != nil {
+		return s, err
+	}
+	before, err := p.ask("stats")
+	if err != nil {
+		return s, err
+	}
+	began := time.Now()
+	cpu, err := p.cpu()
+	if err != nil {
+		return s, err
+	}
+	if s.messages, err = load(b.window); err != nil {
+		return s, err
+	}
+	used, err := p.cpu()
+	if err != nil {
+		return s, err
+	}
+	s.wall, s.cpu = time.Since(began), used-cpu
+	after, err := p.ask("stats")
+	if err != nil {
+		return s, err
+	}
+	if s.messages == 0 {
+		return s, errors.New("no message came back in the window")
+	}
+	s.mallocs = math.NaN()
+	if !after.Unsupported {
+		question := before.Mallocs - first.Mallocs
+		s.mallocs = max(0, float64(int64(after.Mallocs-before.Mallocs-question))) / float64(s.messages)
+	}
+	if w.kind == paced {
+		slices.Sort(d.latencies)
+		n := len(d.latencies)
+		s.p50, s.p99 = d.latencies[n/2], d.latencies[n*99/100]
+	}
+	return s, nil
+}
+
+// measureIdle measures the memory of silent connections, each server in a
+// fresh process.
+func (b *bench) measureIdle(w workload) {
+	w.conns = min(w.conns, b.conns)
+	// Both ends of a connection are a descriptor in a process; some are needed
+	// for other things.
+	if most := b.files - 200; w.conns > most {
+		b.remark("%s: a process may have %d open files, so there are %d connections instead of %d.", w.name, b.files, most, w.conns)
+		w.conns = most
+	}
+	cpus, _ := b.place(1)
+	for _, c := range b.results.servers {
+		for range b.idle {
+			s, err := b.idleOnce(c, w, cpus)
+			if err != nil {
+				b.fail(w, c, err)
+				break
+			}
+			b.samples[w.name][c.name] = append(b.samples[w.name][c.name], s)
+		}
+	}
+}
+
+func (b *bench) idleOnce(c *contestant, w workload, cpus []int) (s sample, err error) {
+	p, err := start(c, b.args[c.name], w, cpus, b.scratch)
+	if err != nil {
+		return s, err
+	}
+	defer p.stop()
+	empty, err := p.ask("stats")
+	if err != nil {
+		return s, err
+	}
+	base, err := p.memory()
+	if err != nil {
+		return s, err
+	}
+	request, reply := w.request(c.raw)
+	if w.tls {
+		closeAll, err := openTLS(p.port, w.conns, request, reply)
+		if err != nil {
+			return s, err
+		}
+		defer closeAll()
+	} else {
+		d, err := open(p.port, w.conns)
+		if err != nil {
+			return s, err
+		}
+		defer d.close()
+		d.request, d.reply, d.messages = request, reply, 1
+		if _, err := d.echo(0); err != nil {
+			return s, err
+		}
+	}
+	time.Sleep(b.settle)
+	each := func(n, less uint64) float64 { return (float64(n) - float64(less)) / float64(w.conns) }
+	now, err := p.memory()
+	if err != nil {
+		return s, err
+	}
+	s.asIs = each(uint64(now), uint64(base))
+	full, err := p.ask("gc")
+	if err != nil {
+		return s, err
+	}
+	if now, err = p.memory(); err != nil {
+		return s, err
+	}
+	s.messages, s.mallocs = w.conns, math.NaN()
+	s.afterGC = each(uint64(now), uint64(base))
+	s.heap, s.stack = each(full.HeapInuse, empty.HeapInuse), each(full.StackInuse, empty.StackInuse)
+	if full.Unsupported {
+		s.afterGC, s.heap, s.stack = math.NaN(), math.NaN(), math.NaN()
+	}
+	return s, nil
+}
+
+// writeCertificate puts a certificate for this run, and its key, into dir.
+func writeCertificate(dir string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(24 * time.Hour),
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "cert.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600),
+		os.WriteFile(filepath.Join(dir, "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+}
