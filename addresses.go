@@ -39,7 +39,7 @@ type AddressState uint8
 const (
 	Bound    AddressState = iota // of this machine, and listened on
 	Mapped                       // the gateway says that it forwards it
-	Verified                     // a connection from outside has come through it
+	Verified                     // a connection from outside, or one of ours to the outside address, has come through it
 	Lost                         // it was mapped and is no more
 )
 
@@ -70,13 +70,27 @@ type Address struct {
 
 // Reachability says in one sentence whether peers outside can reach a listener.
 type Reachability struct {
-	// Code is for programs: public, mapped, no-gateway, refused, wan-down,
-	// double-nat, cgnat, conflict, no-network or off; "" while the gateway is
-	// still being asked.
+	// Code is for programs:
+	//
+	//	verified               a connection from outside has come in
+	//	public                 this machine has a public address itself; nobody has come in yet
+	//	mapped                 the gateway says that it forwards the port; nobody has come in yet
+	//	mapped-but-unverified  so it says, but ListenConfig.Verify could not connect
+	//	no-gateway             no gateway answered in any protocol
+	//	refused                the gateway answered and does not want to
+	//	wan-down               the gateway has no Internet address
+	//	double-nat             the gateway is itself behind another one
+	//	cgnat                  the gateway is behind the provider's carrier-grade NAT
+	//	conflict               no external port could be had
+	//	no-network             there is no way out of this machine
+	//	off                    nobody was asked, or the listener is closed
+	//
+	// and "" while the gateway is still being asked.
 	Code string
 
 	Summary string // one sentence a person understands
 	Advice  string // what to do about it, "" if nothing
+	Detail  string // for the curious: what the gateway said, "" if nothing
 }
 
 // maxLost is how many lost addresses are remembered.
@@ -84,9 +98,16 @@ const maxLost = 4
 
 // An addressBook is what a listener knows of its addresses.
 type addressBook struct {
-	mu       sync.Mutex // leaf
-	mapped   []Address  // by the gateway, then lost ones
-	reach    Reachability
+	trying sync.WaitGroup // goroutines that try to verify an address
+
+	mu       sync.Mutex        // leaf
+	closed   bool              // nothing is tried any more
+	mapped   []Address         // by the gateway, then lost ones
+	proofs   []*proof          // of those mapped now that are public
+	direct   []netip.Addr      // public addresses of this machine to which a peer has come
+	words    map[string]*proof // said by our own connections through the gateway
+	told     Reachability      // by the gateway
+	reach    Reachability      // with what has been proved since
 	onChange func([]Address)
 	dirty    bool // onChange is to be called
 	telling  bool // a goroutine does so
@@ -97,11 +118,14 @@ func (l *WebSocketListener) startMapping(c *ListenConfig) {
 	bound := addrPortOf(l.ln.Addr())
 	switch {
 	case c.NAT == nil:
-		l.addrs.reach = Reachability{Code: "off", Summary: "The gateway was not asked to forward the port."}
+		l.setReach(Reachability{Code: "off", Summary: "The gateway was not asked to forward the port."})
 	case !bound.IsValid() || bound.Addr().IsLoopback():
-		l.addrs.reach = Reachability{Code: "off", Summary: "Only this machine can connect: the listener is bound to " + l.ln.Addr().String() + "."}
+		l.setReach(Reachability{Code: "off", Summary: "Only this machine can connect: the listener is bound to " + l.ln.Addr().String() + "."})
 	default:
-		l.addrs.reach = Reachability{Summary: "The gateway is being asked to forward the port."}
+		l.setReach(Reachability{Summary: "The gateway is being asked to forward the port."})
+		if _, ok := l.ln.(*net.TCPListener); ok && l.loopDial == nil {
+			l.loopDial = dialOutside
+		}
 		if bound.Addr().IsUnspecified() { // the mapping is for IPv4
 			bound = netip.AddrPortFrom(netip.IPv4Unspecified(), bound.Port())
 		}
@@ -123,9 +147,19 @@ func (l *WebSocketListener) stopMapping() {
 	if l.manager == nil {
 		return
 	}
+	a := &l.addrs
+	a.mu.Lock()
+	a.closed = true
+	for _, p := range a.proofs {
+		if p.stop != nil {
+			p.stop()
+		}
+	}
+	a.mu.Unlock()
 	closed := make(chan struct{})
 	go func() {
 		l.manager.Close()
+		a.trying.Wait()
 		close(closed)
 	}()
 	t := time.NewTimer(closeGrace + closeGrace/4) // the manager's own limit, and some
@@ -133,12 +167,13 @@ func (l *WebSocketListener) stopMapping() {
 	select {
 	case <-closed:
 	case <-t.C:
-		l.log.Warn("port mapper does not end")
+		l.log.Warn("port mapper or Verify does not end")
 	}
-	l.addrs.mu.Lock()
-	changed := l.addrs.setMappedLocked(nil)
-	l.addrs.reach = Reachability{Code: "off", Summary: "The listener is closed."}
-	l.addrs.mu.Unlock()
+	a.mu.Lock()
+	changed := a.setMappedLocked(nil)
+	a.proofs, a.told = nil, Reachability{Code: "off", Summary: "The listener is closed."}
+	a.assessLocked()
+	a.mu.Unlock()
 	if changed {
 		l.tellAddresses()
 	}
@@ -146,20 +181,29 @@ func (l *WebSocketListener) stopMapping() {
 
 // mappingChanged takes what the manager has reached, on its goroutine.
 func (l *WebSocketListener) mappingChanged(s nat.Status) {
-	reach := Reachability(s.Diagnosis)
 	var now []Address
+	var leases []nat.Lease // of now
 	for _, lease := range s.Leases {
 		if e := lease.External; e.IsValid() && !e.Addr().IsUnspecified() {
 			now = append(now, Address{URL: l.urlOf(e), Scope: scopeOf(e.Addr()), Via: lease.Via, State: Mapped})
+			leases = append(leases, lease)
 		}
 	}
 	a := &l.addrs
 	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return
+	}
+	begun := a.reviseProofsLocked(now, leases)
 	changed := a.setMappedLocked(now)
-	if reach.Code != "" && reach != a.reach {
-		a.reach = reach
+	if s.Diagnosis.Code != "" {
+		a.told = Reachability(s.Diagnosis)
+	}
+	if a.assessLocked() {
 		changed = true
 	}
+	l.tryProofsLocked(begun)
 	a.mu.Unlock()
 	if s.Settled {
 		l.setState(ListenerListening)
@@ -168,6 +212,9 @@ func (l *WebSocketListener) mappingChanged(s nat.Status) {
 		l.tellAddresses()
 	}
 }
+
+// setReach is for the time before anybody could see it.
+func (l *WebSocketListener) setReach(r Reachability) { l.addrs.told, l.addrs.reach = r, r }
 
 // setMappedLocked replaces the mapped addresses and reports whether that is a change.
 // Those that are gone stay in the list as lost. mu is held.
@@ -225,9 +272,20 @@ func (l *WebSocketListener) tellAddresses() {
 
 // Reachability tells whether peers outside can connect, and what to do if not.
 func (l *WebSocketListener) Reachability() Reachability {
-	l.addrs.mu.Lock()
-	defer l.addrs.mu.Unlock()
-	return l.addrs.reach
+	a := &l.addrs
+	a.mu.Lock()
+	direct := len(a.direct) > 0
+	a.mu.Unlock()
+	var list []Address
+	if direct { // they may have been another network's
+		list = l.boundAddresses()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if direct {
+		l.keepDirectLocked(list)
+	}
+	return a.reach
 }
 
 // Addresses returns every address at which peers can connect, the widest scope
@@ -235,9 +293,11 @@ func (l *WebSocketListener) Reachability() Reachability {
 // interfaces each time.
 func (l *WebSocketListener) Addresses() []Address {
 	list := l.boundAddresses()
-	l.addrs.mu.Lock()
-	defer l.addrs.mu.Unlock()
-	return append(list, l.addrs.mapped...)
+	a := &l.addrs
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l.keepDirectLocked(list)
+	return append(list, a.mapped...)
 }
 
 // URL returns the best address a peer can use now: a verified one before a

@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -31,6 +32,19 @@ type ListenConfig struct {
 	// NAT asks the gateway to forward the port. nil: no mapping. nat.Any() asks
 	// in every protocol.
 	NAT nat.Mapper
+
+	// Verify asks somebody outside to connect to url, and returns nil if that
+	// went well: the address is Verified then. It is called, in the background,
+	// once for each public address that the gateway forwards, and again when
+	// the mapping has changed; it may take its time, until ctx ends with the
+	// mapping or with the listener, and must not call Close. A chat, for example,
+	// sends the URL to a friend it is connected with, who dials it and sends back
+	// how that went. Only the program knows whom to ask; no service of
+	// anybody's is used. An error becomes part of Reachability, with the code
+	// mapped-but-unverified. nil: the address is connected to once from here, for
+	// the gateways that let that through (3 s at most); and in either case the
+	// first peer that comes in from outside verifies the address.
+	Verify func(ctx context.Context, url string) error
 
 	// TLSConfig makes the port speak TLS too, wss and https: a connection whose
 	// first byte begins TLS is TLS, any other stays plain. Its Certificates,
@@ -78,7 +92,8 @@ type ListenConfig struct {
 	// Logger gets what happens. nil: silent.
 	Logger *slog.Logger
 
-	portable bool // test seam: never take the raw path
+	portable bool     // test seam: never take the raw path
+	loopDial dialFunc // test seam: in place of dialOutside
 	sys      *sysOps
 }
 
@@ -150,6 +165,8 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		accepting:    make(chan struct{}),
 		arrived:      make(chan struct{}, 1),
 		onConnection: c.OnConnection,
+		verify:       c.Verify,
+		loopDial:     c.loopDial,
 		sockets:      make(map[*WebSocket]struct{}),
 		pending:      make(map[net.Conn]struct{}),
 		perIP:        make(map[ipKey]int),

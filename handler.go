@@ -43,7 +43,7 @@ func (c ListenConfig) Handler(protocols ...string) (*WebSocketListener, http.Han
 		return nil, nil, err
 	}
 	close(l.accepting)
-	l.addrs.reach = Reachability{Code: "off", Summary: "The port is that of the server the listener is mounted in."}
+	l.setReach(Reachability{Code: "off", Summary: "The port is that of the server the listener is mounted in."})
 	l.setState(ListenerListening)
 	next := c.HTTP
 	if next == nil {

@@ -67,8 +67,10 @@ type WebSocketListener struct {
 	log        *slog.Logger
 	handshakes *semaphore.Weighted
 	lingers    *semaphore.Weighted
-	web        *webServer     // nil without ListenConfig.HTTP
-	manager    *nat.Manager   // nil without a gateway to ask
+	web        *webServer   // nil without ListenConfig.HTTP
+	manager    *nat.Manager // nil without a gateway to ask
+	verify     func(ctx context.Context, url string) error
+	loopDial   dialFunc       // how to try the outside address from inside; nil not to
 	ready      chan struct{}  // closed at LISTENING or CLOSED
 	closing    chan struct{}  // closed when Close begins
 	done       chan struct{}  // closed when it has ended

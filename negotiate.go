@@ -3,6 +3,7 @@ package peerws
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -51,6 +52,12 @@ func (l *WebSocketListener) negotiate(conn net.Conn, key ipKey, over func()) *We
 		h.secure = secure != nil
 	}
 	if err == nil && !h.wantsUpgrade() {
+		if l.heard(h.target) {
+			io.WriteString(conn, loopAnswer)
+			socketOf(conn).Close()
+			l.leave(key)
+			return nil
+		}
 		err = errNoUpgrade
 		if string(h.method) != http.MethodGet && string(h.method) != http.MethodHead {
 			err = errMethod
@@ -137,6 +144,7 @@ func (l *WebSocketListener) upgrade(conn net.Conn, raw []byte, early *buffer, o 
 	l.clock.wind()
 	l.mu.Unlock()
 	over()
+	l.arrivedFrom(conn, req.host)
 	c.mu.Lock()
 	if !c.aborted.Load() {
 		conn.SetDeadline(time.Time{}) // now that Close no longer sets it

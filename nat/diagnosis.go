@@ -27,6 +27,9 @@ type Diagnosis struct {
 
 	// Advice says what to do about it, empty if nothing.
 	Advice string
+
+	// Detail is what the gateway said, for the curious, empty if nothing.
+	Detail string
 }
 
 // The advice that several failures share.
@@ -85,6 +88,14 @@ func diagnoseInside(a netip.Addr, what string) Diagnosis {
 
 // diagnose explains why there is no mapping.
 func diagnose(err error) Diagnosis {
+	d := explain(err)
+	if d.Code != "off" {
+		d.Detail = errText(err)
+	}
+	return d
+}
+
+func explain(err error) Diagnosis {
 	if errors.Is(err, errOff) {
 		return Diagnosis{
 			Code:    "off",

@@ -96,7 +96,7 @@ func eventsBetween(old, now Status) []Event {
 		}
 	}
 	all = append(append(all, degraded...), lost...)
-	if now.Diagnosis != old.Diagnosis && now.Diagnosis.Code != "" {
+	if d, o := now.Diagnosis, old.Diagnosis; d.Code != "" && (d.Code != o.Code || d.Summary != o.Summary) {
 		all = append(all, Diagnosed{now.Diagnosis})
 	}
 	return all
