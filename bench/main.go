@@ -49,11 +49,11 @@ type options struct {
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("bench: ")
-	full := flag.Bool("full", false, "measure longer: three times the window, 15 rounds")
+	full := flag.Bool("full", false, "measure longer: four times the window, 15 rounds")
 	run := flag.String("run", "", "measure only the workloads whose names match this `regexp`")
 	servers := flag.String("servers", "", "measure only these servers, a `list` with commas; tcp is always among them")
 	rounds := flag.Int("rounds", 0, "rounds; 0 means 7, and 15 with -full")
-	window := flag.Duration("window", 0, "time for one server in one round; 0 means 300ms, and 1s with -full")
+	window := flag.Duration("window", 0, "time for one server in one round; 0 means 250ms, and 1s with -full")
 	out := flag.String("o", "", "write RESULTS.md and results.svg into this `directory`; unset: here, if everything is measured")
 	list := flag.Bool("list", false, "list workloads and servers")
 	serve := flag.String("serve", "", "be the server of that `name` (for the command itself)")
@@ -83,7 +83,7 @@ func main() {
 		}
 		return
 	}
-	o := options{rounds: 7, window: 300 * time.Millisecond, idle: 1, settle: 2 * time.Second, conns: math.MaxInt, log: log.Default()}
+	o := options{rounds: 7, window: 250 * time.Millisecond, idle: 1, settle: 2 * time.Second, conns: math.MaxInt, log: log.Default()}
 	if *full {
 		o.rounds, o.window, o.idle = 15, time.Second, 3
 	}

@@ -89,13 +89,14 @@ func (r *results) perServer(memory bool, cell func(workload, *contestant) string
 func (b bar) limitText(other string) string {
 	switch b.what {
 	case toBestPeer:
-		if other == "" {
-			other = "the best Go library"
-		}
+		limit := number(b.limit)
 		if b.limit < 0.1 {
-			return fmt.Sprintf("≤ 1/%.0f of %s", 1/b.limit, other)
+			limit = fmt.Sprintf("1/%.0f", 1/b.limit)
 		}
-		return fmt.Sprintf("≤ %s of %s, the best Go library", number(b.limit), other)
+		if other != "" {
+			other = ", " + other
+		}
+		return fmt.Sprintf("≤ %s of the best Go library%s", limit, other)
 	case toTCP, toBun:
 		return fmt.Sprintf("≤ %s of %s", number(b.limit), other)
 	case allocations:
