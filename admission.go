@@ -86,52 +86,89 @@ func (l *WebSocketListener) keyOf(a net.Addr) ipKey {
 // admit starts the opening handshake of a transport, or turns it away.
 func (l *WebSocketListener) admit(conn net.Conn) {
 	key := l.keyOf(conn.RemoteAddr())
-	l.mu.Lock()
-	full := key != 0 && l.perIP[key] >= l.maxPerIP
-	if !full && key != 0 {
-		l.perIP[key]++
-	}
-	l.mu.Unlock()
-	if full {
-		l.turnAway(conn, errCrowd)
-		return
-	}
-	over, r := l.enter(conn)
+	a, r := l.enter(conn, key, true)
 	if r != nil {
-		l.leave(key)
 		l.turnAway(conn, r)
 		return
 	}
-	go l.handshake(conn, key, over)
+	go a.run()
 }
 
-// enter counts a transport as being in its opening handshake, until over is
-// called, however often.
-func (l *WebSocketListener) enter(conn net.Conn) (over func(), r *refusal) {
-	if l.handshakes != nil && !l.handshakes.TryAcquire(1) {
-		return nil, errFull
-	}
-	release := func() {
-		if l.handshakes != nil {
-			l.handshakes.Release(1)
-		}
-	}
-	l.setHandshakeDeadline(conn) // before Close can find it in pending and set its own
+// An arrival is a transport in its opening handshake. Arrivals are pooled.
+type arrival struct {
+	l    *WebSocketListener
+	conn net.Conn // the transport itself, without TLS
+	key  ipKey
+	run  func() // handshake, made once: starting a goroutine of it allocates nothing
+
+	// Guarded by l.mu.
+	since uint32 // the clock's time
+	slot  int    // index in l.pending, -1 if it is not there
+	cut   bool   // its deadline is past: HandshakeTimeout is over, or the listener closes
+}
+
+var arrivalPool sync.Pool
+
+// enter counts a transport as being in its opening handshake, and with count
+// under its address, too.
+func (l *WebSocketListener) enter(conn net.Conn, key ipKey, count bool) (*arrival, *refusal) {
+	since := l.clock.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.state == ListenerClosed {
-		release()
+	switch {
+	case count && key != 0 && l.perIP[key] >= l.maxPerIP:
+		return nil, errCrowd
+	case l.state == ListenerClosed:
 		return nil, errClosing
+	case l.maxHandshakes > 0 && len(l.pending) >= l.maxHandshakes:
+		return nil, errFull
 	}
-	l.pending[conn] = struct{}{}
+	if count && key != 0 {
+		l.perIP[key]++
+	}
+	a, _ := arrivalPool.Get().(*arrival)
+	if a == nil {
+		a = new(arrival)
+		a.run = a.handshake
+	}
+	a.l, a.conn, a.key, a.since, a.slot = l, conn, key, since, len(l.pending)
+	l.pending = append(l.pending, a)
 	l.work.Add(1)
-	return sync.OnceFunc(func() {
-		l.mu.Lock()
-		delete(l.pending, conn)
-		l.mu.Unlock()
-		release()
+	l.clock.wind()
+	return a, nil
+}
+
+// over uncounts the transport, if that has not been done, and reports whether
+// its deadline is past. It will not be touched any more.
+func (a *arrival) over() (cut bool) {
+	l := a.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a.slot >= 0 {
+		last := len(l.pending) - 1
+		l.pending[last].slot = a.slot
+		l.pending[a.slot] = l.pending[last]
+		l.pending[last] = nil
+		l.pending = l.pending[:last]
+		a.slot = -1
 		l.work.Done()
-	}), nil
+	}
+	return a.cut
+}
+
+// end is over for the last time.
+func (a *arrival) end() {
+	a.over()
+	a.l, a.conn, a.cut = nil, nil, false
+	arrivalPool.Put(a)
+}
+
+// cutLocked ends the transport's handshake. l.mu is held.
+func (a *arrival) cutLocked() {
+	if !a.cut {
+		a.cut = true
+		a.conn.SetDeadline(past)
+	}
 }
 
 // turnAway refuses a transport without reading anything. A few peers at a time

@@ -455,7 +455,7 @@ func chaosRound(t *testing.T, seed uint64, ops int, pair func(t testing.TB, set 
 			t.Errorf("OnClose ran %d times", e.closed.Load())
 		}
 		c := e.c
-		if c.in != nil || c.wr.out != nil || c.wr.held != nil || c.wr.cork != nil || c.wr.running || c.core.part != nil {
+		if c.in != nil || c.wr.out != nil || c.wr.held() != nil || c.wr.cork != nil || c.wr.running || c.core.part != nil {
 			t.Error("memory or a writer is left")
 		}
 		if err := c.SendText("late"); !errors.Is(err, net.ErrClosed) {

@@ -1,11 +1,11 @@
 package peerws
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"time"
@@ -151,7 +151,6 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		protocols:    append([]string(nil), protocols...),
 		tls:          secure,
 		policy:       policy,
-		header:       c.ResponseHeader.Clone(),
 		authorize:    c.Authorize,
 		maxHead:      max(orDefault(c.MaxHeaderBytes, defaultMaxHeaderBytes), 512),
 		maxConns:     orDefault(c.MaxConnections, 1024),
@@ -167,14 +166,13 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		onConnection: c.OnConnection,
 		verify:       c.Verify,
 		loopDial:     c.loopDial,
-		sockets:      make(map[*WebSocket]struct{}),
-		pending:      make(map[net.Conn]struct{}),
 		perIP:        make(map[ipKey]int),
 	}
-	l.clock = newClock(l.set, l.eachSocket)
-	if n := orDefault(c.MaxHandshakes, 128); n > 0 {
-		l.handshakes = semaphore.NewWeighted(int64(n))
-	}
+	l.clock = newClock(l.set, l.look)
+	l.maxHandshakes = max(orDefault(c.MaxHandshakes, 128), 0)
+	var header bytes.Buffer
+	c.ResponseHeader.Write(&header)
+	l.header = header.Bytes()
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
 	}

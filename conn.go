@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -54,38 +55,38 @@ func (s ReadyState) String() string {
 // the listener's Shutdown would wait for the very callback they are called in. While a callback runs nothing more is read from this
 // peer: TCP slows it down. A panic in a callback is not recovered.
 type WebSocket struct {
+	// There may be very many of these, most of them idle: what few sockets need,
+	// or need for a moment, lies in rare, calls, backlog and in pooled memory.
+
 	// Set before the socket is open, then immutable.
 	set      *settings
 	owner    *WebSocketListener // nil on the dialled side
 	conn     net.Conn
 	raw      syscall.RawConn // nil on the portable path
 	readFn   func(fd uintptr) bool
-	writeFn  func(fd uintptr) bool
-	drainFn  func() // the writer goroutine's body
-	protocol string
-	secure   bool
-	ipKey    ipKey // what the owner counts the connection under
+	protocol *string // nil: none
+	where    string  // host and target of the opening request; "" if there was none
+	ipKey    ipKey   // what the owner counts the connection under
 
-	state     atomic.Uint32 // a ReadyState, moved by setState only
-	aborted   atomic.Bool   // the transport is being torn down
-	phase     atomic.Uint32 // counted by beat
-	pulse     pulse         // owned by the clock
-	clock     *clock        // of a dialled socket
-	onMessage atomic.Pointer[func(*WebSocket, Message)]
+	state      atomic.Uint32 // a ReadyState, moved by setState only
+	aborted    atomic.Bool   // the transport is being torn down
+	phase      atomic.Uint32 // counted by beat
+	newHandler atomic.Bool   // rare.handler is to replace handler
+	pulse      pulse         // owned by the clock
+	slot       int32         // index in owner.sockets, guarded by owner.mu
 
 	// Read side: owned by the goroutine of run, which lends it to a Read while it
 	// waits in awaitGate (life.lent).
-	core core
-	in   *buffer // received bytes, those behind rd.off not parsed; nil if none
-	rd   struct {
-		off     int
-		full    event   // a complete message that a Read has begun and not taken
-		stream  *stream // what NextReader works on, nil before
+	core    core
+	in      *buffer // received bytes, those behind rd.off not parsed; nil if none
+	handler func(*WebSocket, Message)
+	rd      struct {
+		off     int32
+		n       int32   // what the last read returned
 		verdict verdict // what a borrower found, for the reader
 		direct  bool    // the last read went into the core's own buffer
 		last    bool    // the read before filled all it was given (portable path)
 		head    bool    // the opening request's headers are still held
-		n       int
 		err     error
 	}
 
@@ -100,36 +101,87 @@ type WebSocket struct {
 
 // life is what a socket's events and callbacks need.
 type life struct {
-	req       *request // the opening request, nil on the dialled side before OPEN
-	onOpen    func(*WebSocket)
-	onError   func(*WebSocket, error)
-	onClose   func(*WebSocket, CloseEvent)
-	tasks     []func()       // callbacks set after their event, for the reader to run
-	gate      chan struct{}  // the reader waits here for somebody who wants messages; buffered, one token
-	gated     bool           // it waits with a message at hand, and its side may be borrowed
-	lent      bool           // it is
-	resume    bool           // a borrower wants it to go on
-	fill      bool           // and first of all to get more bytes
-	reading   bool           // the style is Read's, not OnMessage's
-	arrived   chan struct{}  // a Read waits here for gated; buffered, one token
-	pings     []*waitingPing // not answered yet, the oldest first
-	pingID    uint64
-	turn      chan struct{} // held by the Read that is going on; buffered, one token
-	running   bool          // run has been started and will look at tasks
-	ended     bool          // the last event has been delivered
-	lateRun   bool          // a goroutine runs tasks after the end
-	doneCh    chan struct{}
-	closer    *time.Timer        // CloseTimeout
-	readUntil time.Time          // the reader's own deadline
-	cancel    context.CancelFunc // of a dial that is going on
+	head    *buffer // of the opening request, until the first message; nil if there is none
+	onClose func(*WebSocket, CloseEvent)
+	x       *rare // nil until needed: rareLocked makes it, seldom reads it
 
-	caused    bool
+	code      StatusCode // of the peer's Close frame
 	initiator Initiator
-	cause     error
+	secure    bool // immutable
+	callbacks bool // the style is OnMessage's
+	reading   bool // or Read's
+	gated     bool // the reader waits with a message at hand, and its side may be borrowed
+	lent      bool // it is
+	resume    bool // a borrower wants it to go on
+	fill      bool // and first of all to get more bytes
+	running   bool // run has been started and will look at tasks
+	ended     bool // the last event has been delivered
+	caused    bool // initiator, and rare.cause, say why the socket ended
 	sent      bool // the kernel has our Close frame
 	received  bool // the peer's is here
-	code      StatusCode
-	reason    string
+}
+
+// rare is the part of life that most sockets never need. Guarded by mu.
+type rare struct {
+	onOpen    func(*WebSocket)
+	onError   func(*WebSocket, error)
+	handler   func(*WebSocket, Message) // set while the reader runs: it will take it
+	tasks     []func()                  // callbacks set after their event, for the reader to run
+	lateRun   bool                      // a goroutine runs tasks after the end
+	doneCh    chan struct{}
+	calls     *calls
+	pings     []*waitingPing // not answered yet, the oldest first
+	pingID    uint64
+	parsed    *http.Request // the opening request, until the first message, or for good once asked for
+	asked     bool
+	clock     *clock             // of a dialled socket
+	cancel    context.CancelFunc // of a dial that is going on
+	readUntil time.Time          // the reader's own deadline
+	cause     error
+	reason    string // of the peer's Close frame
+}
+
+// calls is what reading by calls needs, and a message that waits to be wanted.
+type calls struct {
+	gate    chan struct{} // the reader waits here for somebody who wants messages; buffered, one token
+	arrived chan struct{} // a Read waits here for life.gated; buffered, one token
+	turn    chan struct{} // held by the Read that is going on; buffered, one token
+
+	// Part of the read side, like core.
+	full   event   // a complete message that a Read has begun and not taken
+	stream *stream // what NextReader works on, nil before
+}
+
+// noneRare stands for a rare that was never made. Nobody writes to it.
+var noneRare rare
+
+// seldom returns the rare part for reading. mu is held.
+func (c *WebSocket) seldom() *rare {
+	if c.lf.x == nil {
+		return &noneRare
+	}
+	return c.lf.x
+}
+
+// rareLocked returns the rare part for writing. mu is held.
+func (c *WebSocket) rareLocked() *rare {
+	if c.lf.x == nil {
+		c.lf.x = new(rare)
+	}
+	return c.lf.x
+}
+
+// callsLocked returns the part for reading by calls. mu is held.
+func (c *WebSocket) callsLocked() *calls {
+	x := c.rareLocked()
+	if x.calls == nil {
+		x.calls = &calls{
+			gate:    make(chan struct{}, 1),
+			arrived: make(chan struct{}, 1),
+			turn:    make(chan struct{}, 1),
+		}
+	}
+	return x.calls
 }
 
 // newOpenWebSocket makes an OPEN socket of a connection whose opening handshake
@@ -149,9 +201,49 @@ func (c *WebSocket) open(conn net.Conn, client bool, early *buffer) {
 	}
 	if c.raw != nil {
 		c.readFn = c.readable
-		c.writeFn = c.writable
+	}
+	if c.owner == nil {
+		c.startClock()
 	}
 	c.setState(Open)
+}
+
+// begin runs the socket on a goroutine of its own: a fresh one has a small stack.
+func (c *WebSocket) begin() {
+	go newStarter(c).run()
+}
+
+// startWriter starts the writer goroutine. wmu is held.
+func (c *WebSocket) startWriter() {
+	c.wr.running = true
+	go newStarter(c).write()
+}
+
+// A starter begins a goroutine of a socket without allocating a closure for it.
+type starter struct {
+	c          *WebSocket
+	run, write func()
+}
+
+var starterPool sync.Pool
+
+func newStarter(c *WebSocket) *starter {
+	s, _ := starterPool.Get().(*starter)
+	if s == nil {
+		s = new(starter)
+		s.run = func() { s.take().run() }
+		s.write = func() { s.take().writeLoop() }
+	}
+	s.c = c
+	return s
+}
+
+// take gives s back and returns its socket.
+func (s *starter) take() *WebSocket {
+	c := s.c
+	s.c = nil
+	starterPool.Put(s)
+	return c
 }
 
 // setState moves the state forward to s and reports whether that was a move.
@@ -176,24 +268,21 @@ func (c *WebSocket) ReadyState() ReadyState { return ReadyState(c.state.Load()) 
 // what the peer asked for (its Host header and request target), so it is the
 // peer's claim.
 func (c *WebSocket) URL() string {
-	scheme := "ws://"
-	if c.secure {
-		scheme = "wss://"
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.lf.req == nil {
+	switch {
+	case c.where == "":
 		return ""
+	case c.lf.secure:
+		return "wss://" + c.where
 	}
-	return scheme + c.lf.req.host + c.lf.req.target
+	return "ws://" + c.where
 }
 
 // Protocol returns the subprotocol agreed on, "" if none.
 func (c *WebSocket) Protocol() string {
-	if c.ReadyState() == Connecting {
+	if c.ReadyState() == Connecting || c.protocol == nil {
 		return ""
 	}
-	return c.protocol
+	return *c.protocol
 }
 
 // Extensions returns the extensions in use, as in Sec-WebSocket-Extensions.
@@ -227,18 +316,41 @@ func (c *WebSocket) Request() *http.Request {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lf.req == nil {
-		return &http.Request{Method: http.MethodGet, Header: http.Header{}, RemoteAddr: remote}
-	}
-	return c.lf.req.http(remote)
+	return c.requestLocked(remote)
 }
 
-// dropHead lets the opening request's headers go. The reader calls it.
+// requestLocked is the opening request as it is known now. mu is held.
+func (c *WebSocket) requestLocked(remote string) *http.Request {
+	if c.lf.head != nil {
+		c.rareLocked().parsed = readRequest(c.lf.head.b, remote, tlsState(c.conn))
+		c.freeHeadLocked()
+	}
+	if x := c.seldom(); x.parsed != nil {
+		x.asked = true
+		return x.parsed
+	}
+	if c.where == "" {
+		return &http.Request{Method: http.MethodGet, Header: http.Header{}, RemoteAddr: remote}
+	}
+	slash := strings.IndexByte(c.where, '/')
+	return bareRequest(c.where[:slash], c.where[slash:], remote, tlsState(c.conn))
+}
+
+// dropHead lets the opening request's headers go, unless the program has asked
+// for them. The reader calls it.
 func (c *WebSocket) dropHead() {
 	c.rd.head = false
 	c.mu.Lock()
-	c.lf.req.drop()
+	c.freeHeadLocked()
+	if x := c.lf.x; x != nil && !x.asked {
+		x.parsed = nil
+	}
 	c.mu.Unlock()
+}
+
+func (c *WebSocket) freeHeadLocked() {
+	c.lf.head.free()
+	c.lf.head = nil
 }
 
 // OnOpen sets what runs once when the socket is OPEN. On a socket that is, such
@@ -247,7 +359,7 @@ func (c *WebSocket) OnOpen(f func(*WebSocket)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ReadyState() == Connecting || f == nil {
-		c.lf.onOpen = f
+		c.rareLocked().onOpen = f
 		return
 	}
 	if c.conn != nil { // it was open once
@@ -268,13 +380,38 @@ func (c *WebSocket) OnMessage(f func(c *WebSocket, m Message)) {
 	}
 	c.mu.Lock()
 	reading := c.lf.reading
-	if !reading {
-		c.onMessage.Store(&f)
+	switch {
+	case reading:
+	case !c.lf.running:
+		c.lf.callbacks = true
+		c.handler = f
+	default:
+		c.lf.callbacks = true
+		c.rareLocked().handler = f
+		c.newHandler.Store(true)
 		c.openGateLocked()
 	}
 	c.mu.Unlock()
 	if reading {
 		panic("peerws: OnMessage on a socket that is read by Read, Messages or NextReader")
+	}
+}
+
+// messageHandler returns what OnMessage has set, nil if nothing. The reader
+// calls it.
+func (c *WebSocket) messageHandler() func(*WebSocket, Message) {
+	if c.newHandler.Load() {
+		c.mu.Lock()
+		c.takeHandlerLocked()
+		c.mu.Unlock()
+	}
+	return c.handler
+}
+
+func (c *WebSocket) takeHandlerLocked() {
+	if c.newHandler.Load() {
+		c.handler = c.lf.x.handler
+		c.newHandler.Store(false)
 	}
 }
 
@@ -284,10 +421,10 @@ func (c *WebSocket) OnError(f func(*WebSocket, error)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ReadyState() != Closed || f == nil {
-		c.lf.onError = f
+		c.rareLocked().onError = f
 		return
 	}
-	if err := c.lf.cause; err != nil {
+	if err := c.seldom().cause; err != nil {
 		c.postLocked(func() { f(c, err) })
 	}
 }
@@ -308,11 +445,12 @@ func (c *WebSocket) OnClose(f func(*WebSocket, CloseEvent)) {
 // postLocked has f run on the socket's goroutine: the reader's, or after its
 // end one that is made for it. mu is held.
 func (c *WebSocket) postLocked(f func()) {
-	c.lf.tasks = append(c.lf.tasks, f)
+	x := c.rareLocked()
+	x.tasks = append(x.tasks, f)
 	switch {
 	case c.lf.ended:
-		if !c.lf.lateRun {
-			c.lf.lateRun = true
+		if !x.lateRun {
+			x.lateRun = true
 			go c.runLate()
 		}
 	case c.lf.running:
@@ -330,8 +468,10 @@ var past = time.Unix(1, 0)
 func (c *WebSocket) runTasks() {
 	for {
 		c.mu.Lock()
-		tasks := c.lf.tasks
-		c.lf.tasks = nil
+		tasks := c.seldom().tasks
+		if tasks != nil {
+			c.lf.x.tasks = nil
+		}
 		c.mu.Unlock()
 		if tasks == nil {
 			return
@@ -347,8 +487,8 @@ func (c *WebSocket) runLate() {
 	for {
 		c.runTasks()
 		c.mu.Lock()
-		if c.lf.tasks == nil {
-			c.lf.lateRun = false
+		if c.lf.x.tasks == nil {
+			c.lf.x.lateRun = false
 			c.mu.Unlock()
 			return
 		}
@@ -424,13 +564,14 @@ func (c *WebSocket) Done() <-chan struct{} {
 }
 
 func (c *WebSocket) doneLocked() chan struct{} {
-	if c.lf.doneCh == nil {
-		c.lf.doneCh = make(chan struct{})
+	x := c.rareLocked()
+	if x.doneCh == nil {
+		x.doneCh = make(chan struct{})
 		if c.lf.ended {
-			close(c.lf.doneCh)
+			close(x.doneCh)
 		}
 	}
-	return c.lf.doneCh
+	return x.doneCh
 }
 
 // Wait waits for the end and returns how it came. An error is ctx's.

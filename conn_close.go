@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"strconv"
-	"time"
 	"unicode/utf8"
 )
 
@@ -101,7 +100,10 @@ func (c *WebSocket) fail(err error) {
 // peerClose takes the peer's Close frame and answers it. The reader calls it.
 func (c *WebSocket) peerClose(code StatusCode, reason string) {
 	c.mu.Lock()
-	c.lf.received, c.lf.code, c.lf.reason = true, code, reason
+	c.lf.received, c.lf.code = true, code
+	if reason != "" {
+		c.rareLocked().reason = reason
+	}
 	c.closingLocked(InitiatorPeer, nil)
 	c.mu.Unlock()
 	if code == StatusNoStatusReceived {
@@ -110,20 +112,20 @@ func (c *WebSocket) peerClose(code StatusCode, reason string) {
 	c.sendClose(code, "") // §5.5.1: echo the code
 }
 
-// closeSent starts the clock of the closing handshake: the kernel has our Close
-// frame.
+// closeSent starts the time of the closing handshake: the kernel has our Close
+// frame. wmu is held.
 func (c *WebSocket) closeSent() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.lf.sent = true
+	c.mu.Unlock()
 	c.closeBy()
 }
 
 // closeBy gives the peer CloseTimeout from now on, if it has not got it already.
-// mu is held.
+// The clock watches. wmu is held.
 func (c *WebSocket) closeBy() {
-	if d := c.set.closeTimeout; d > 0 && c.lf.closer == nil && !c.lf.ended {
-		c.lf.closer = time.AfterFunc(d, func() { c.abort(InitiatorTimeout, errCloseTimeout) })
+	if d := c.set.closeTimeout; d > 0 && c.wr.closeBy == 0 {
+		c.wr.closeBy = max(c.clockNow()+millis(d), 1)
 	}
 }
 
@@ -134,13 +136,13 @@ func (c *WebSocket) abort(by Initiator, cause error) {
 	if c.ReadyState() == Closed {
 		return
 	}
-	if by == InitiatorTimeout && c.lf.caused && c.lf.cause == nil && !c.lf.received {
-		c.lf.cause = cause // an ordinary close that the peer did not answer
+	if by == InitiatorTimeout && c.lf.caused && c.seldom().cause == nil && !c.lf.received {
+		c.rareLocked().cause = cause // an ordinary close that the peer did not answer
 	}
 	c.aborted.Store(true)
 	c.closingLocked(by, cause)
 	if c.conn == nil { // it is connecting
-		c.lf.cancel()
+		c.lf.x.cancel()
 		return
 	}
 	c.conn.SetDeadline(past)
@@ -166,7 +168,10 @@ func (c *WebSocket) because(by Initiator, cause error) {
 
 func (c *WebSocket) becauseLocked(by Initiator, cause error) {
 	if !c.lf.caused {
-		c.lf.caused, c.lf.initiator, c.lf.cause = true, by, cause
+		c.lf.caused, c.lf.initiator = true, by
+		if cause != nil {
+			c.rareLocked().cause = cause
+		}
 	}
 }
 
@@ -176,10 +181,10 @@ func (c *WebSocket) eventLocked() CloseEvent {
 		Code:      StatusAbnormalClosure,
 		WasClean:  c.lf.sent && c.lf.received,
 		Initiator: c.lf.initiator,
-		Err:       c.lf.cause,
+		Err:       c.seldom().cause,
 	}
 	if c.lf.received {
-		ev.Code, ev.Reason = c.lf.code, c.lf.reason
+		ev.Code, ev.Reason = c.lf.code, c.seldom().reason
 	}
 	return ev
 }
@@ -238,8 +243,8 @@ func (c *WebSocket) finish(v verdict) {
 	c.in = nil
 	c.wmu.Lock()
 	c.wr.out.free()
-	c.wr.held.free()
-	c.wr.out, c.wr.held = nil, nil
+	c.wr.out = nil
+	c.wr.dropHeld()
 	c.takeCork().free()
 	c.roomLocked()
 	c.wmu.Unlock()
@@ -251,18 +256,19 @@ func (c *WebSocket) end() {
 	if c.owner != nil {
 		c.owner.forget(c)
 	}
-	c.clock.stop()
 	c.runTasks()
 	c.mu.Lock()
-	if c.lf.closer != nil {
-		c.lf.closer.Stop()
-		c.lf.closer = nil
-	}
+	clock := c.seldom().clock
+	c.freeHeadLocked()
 	c.setState(Closed)
 	c.wakeReadLocked()
-	onError, onClose, ev := c.lf.onError, c.lf.onClose, c.eventLocked()
-	c.lf.onOpen, c.lf.onError, c.lf.onClose = nil, nil, nil
+	onError, onClose, ev := c.seldom().onError, c.lf.onClose, c.eventLocked()
+	c.lf.onClose = nil
+	if x := c.lf.x; x != nil {
+		x.onOpen, x.onError = nil, nil
+	}
 	c.mu.Unlock()
+	clock.stop()
 	if onError != nil && ev.Err != nil {
 		onError(c, ev.Err)
 	}
@@ -272,14 +278,14 @@ func (c *WebSocket) end() {
 	for {
 		c.runTasks()
 		c.mu.Lock()
-		if c.lf.tasks == nil {
+		if c.seldom().tasks == nil {
 			break
 		}
 		c.mu.Unlock()
 	}
 	c.lf.ended = true
-	if c.lf.doneCh != nil {
-		close(c.lf.doneCh)
+	if done := c.seldom().doneCh; done != nil {
+		close(done)
 	}
 	c.mu.Unlock()
 }

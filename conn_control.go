@@ -19,12 +19,12 @@ func (c *WebSocket) pong(p []byte) {
 	case w.cork != nil:
 		w.cork.b = appendFrame(w.cork.b, opPong, p, c.core.client)
 	default:
-		f := newBuffer(maxHeaderSize + len(p))
-		f.b = appendFrame(f.b, opPong, p, c.core.client)
 		if c.raw != nil {
-			c.writeNow(f)
+			c.writeControl(opPong, p)
 			return
 		}
+		f := newBuffer(maxHeaderSize + len(p))
+		f.b = appendFrame(f.b, opPong, p, c.core.client)
 		w.out = newOutbox()
 		w.out.lane = f // not among the messages, where a newer pong would overtake it
 		c.startWriter()
@@ -59,10 +59,15 @@ func (c *WebSocket) pingLocked(payload []byte) (bool, error) {
 	case w.out != nil:
 		return w.out.ping(payload, c.core.client), nil
 	}
-	f := newBuffer(maxHeaderSize + len(payload))
-	f.b = appendFrame(f.b, opPing, payload, c.core.client)
-	c.writeNow(f)
+	c.writeControl(opPing, payload)
 	return true, nil
+}
+
+// writeControl writes a control frame at once. wmu is held, the queue is empty.
+func (c *WebSocket) writeControl(op opcode, p []byte) {
+	w := newWrite()
+	w.one = appendFrame(w.small[:0], op, p, c.core.client)
+	c.writeNow(w)
 }
 
 // sendClose sends a Close frame behind everything that was sent before; a
@@ -81,20 +86,18 @@ func (c *WebSocket) sendClose(code StatusCode, reason string) {
 		return
 	}
 	w.shut = true
-	f := newBuffer(maxHeaderSize + maxControlSize)
-	f.b = appendClose(f.b, code, reason, c.core.client)
+	op := newWrite()
+	op.one = appendClose(op.small[:0], code, reason, c.core.client)
 	if w.out != nil {
-		w.out.chunk(f.len(), f.len())
-		w.out.push(f.b)
-		f.free()
+		w.out.chunk(len(op.one), len(op.one))
+		w.out.push(op.one)
+		op.free()
 		if c.set.writeTimeout == 0 { // nothing else watches over the queue
-			c.mu.Lock()
 			c.closeBy()
-			c.mu.Unlock()
 		}
 		return
 	}
-	c.writeNow(f)
+	c.writeNow(op)
 	if w.out == nil {
 		c.closeSent()
 	}

@@ -43,19 +43,11 @@ func (c *WebSocket) run() {
 //
 //go:noinline
 func (c *WebSocket) started() {
-	if c.owner == nil {
-		c.clock = newClock(c.set, func(yield func(*WebSocket) bool) {
-			if c.ReadyState() == Open {
-				yield(c)
-			}
-		})
-		c.clock.wind()
-	}
 	c.mu.Lock()
 	c.lf.running = true
-	if f := c.lf.onOpen; f != nil {
-		c.lf.onOpen = nil
-		c.lf.tasks = slices.Insert(c.lf.tasks, 0, func() { f(c) })
+	if f := c.seldom().onOpen; f != nil {
+		c.lf.x.onOpen = nil
+		c.lf.x.tasks = slices.Insert(c.lf.x.tasks, 0, func() { f(c) })
 	}
 	c.mu.Unlock()
 	c.runTasks()
@@ -82,7 +74,7 @@ func (c *WebSocket) readLoop() verdict {
 // parse handles what lies in c.in behind rd.off, as far as it is complete and
 // wanted.
 func (c *WebSocket) parse() verdict {
-	for c.rd.off < len(c.in.b) {
+	for int(c.rd.off) < len(c.in.b) {
 		if c.aborted.Load() {
 			return vEnded
 		}
@@ -93,9 +85,9 @@ func (c *WebSocket) parse() verdict {
 		if n == 0 && ev.kind == evNone {
 			break
 		}
-		c.rd.off += n
-		if f := c.onMessage.Load(); f != nil && ev.kind == evMessage && c.ReadyState() == Open {
-			c.deliver(*f, ev.op, ev.data)
+		c.rd.off += int32(n)
+		if f := c.messageHandler(); f != nil && ev.kind == evMessage && c.ReadyState() == Open {
+			c.deliver(f, ev.op, ev.data)
 		} else if v := c.handle(ev); v != vMore {
 			return v
 		}
@@ -136,7 +128,7 @@ func (c *WebSocket) mustWait() bool {
 	if c.core.atHeader() && opcode(c.in.b[c.rd.off]).isControl() || c.core.assembling() {
 		return false
 	}
-	return c.onMessage.Load() == nil && c.ReadyState() == Open
+	return c.messageHandler() == nil && c.ReadyState() == Open
 }
 
 // handle acts on one event.
@@ -147,11 +139,11 @@ func (c *WebSocket) handle(ev event) verdict {
 			c.core.release()
 			break
 		}
-		if f := c.onMessage.Load(); f != nil {
-			c.deliver(*f, ev.op, ev.data)
+		if f := c.messageHandler(); f != nil {
+			c.deliver(f, ev.op, ev.data)
 			break
 		}
-		c.rd.full = ev // a Read has begun it and gone: the next one finds it
+		c.keepMessage(ev)
 		return vGated
 	case evChunk: // of a socket that is no longer open
 	case evLastChunk:
@@ -171,10 +163,17 @@ func (c *WebSocket) handle(ev event) verdict {
 	return vMore
 }
 
+// keepMessage keeps a message that a Read has begun and gone, for the next one.
+func (c *WebSocket) keepMessage(ev event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.callsLocked().full = ev
+}
+
 // deliver hands a message to the program. If more bytes of the block follow,
 // replies are collected.
 func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte) {
-	if c.in != nil && c.rd.off < len(c.in.b) {
+	if c.in != nil && int(c.rd.off) < len(c.in.b) {
 		c.openCork()
 	}
 	if c.rd.head {
@@ -195,10 +194,11 @@ func (c *WebSocket) awaitGate() (v verdict, fill bool) {
 	for {
 		c.runTasks()
 		c.mu.Lock()
-		lf := &c.lf
+		lf, calls := &c.lf, c.callsLocked()
+		c.takeHandlerLocked()
 		switch {
 		case lf.lent:
-		case lf.tasks != nil:
+		case lf.x.tasks != nil:
 			c.mu.Unlock()
 			continue
 		case c.aborted.Load():
@@ -213,10 +213,10 @@ func (c *WebSocket) awaitGate() (v verdict, fill bool) {
 				c.compact()
 			}
 			return c.rd.verdict, fill
-		case c.onMessage.Load() != nil || c.ReadyState() != Open:
+		case c.handler != nil || c.ReadyState() != Open:
 			lf.gated = false
-			c.rd.full = event{}
-			if !c.core.streaming() || c.rd.stream.last { // the rest of a stream is still to come, and thrown away
+			calls.full = event{}
+			if !c.core.streaming() || calls.stream.last { // the rest of a stream is still to come, and thrown away
 				c.core.release()
 			}
 			c.mu.Unlock()
@@ -227,41 +227,47 @@ func (c *WebSocket) awaitGate() (v verdict, fill bool) {
 				c.wakeReadLocked()
 			}
 		}
-		if lf.gate == nil {
-			lf.gate = make(chan struct{}, 1)
-		}
 		c.mu.Unlock()
-		<-lf.gate
+		<-calls.gate
 	}
 }
 
 // openGateLocked has awaitGate look again. mu is held.
 func (c *WebSocket) openGateLocked() {
-	if c.lf.gate != nil {
-		select {
-		case c.lf.gate <- struct{}{}:
-		default:
-		}
+	if calls := c.seldom().calls; calls != nil {
+		signal(calls.gate)
+	}
+}
+
+// signal leaves a token in ch, which has room for one.
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
 	}
 }
 
 // fill waits for bytes and puts them behind c.in, or straight into the message
 // they belong to.
 func (c *WebSocket) fill() verdict {
+	var n int
 	var err error
-	c.beat()
 	if c.raw != nil {
 		if err = c.raw.Read(c.readFn); err == nil {
 			err = c.rd.err
 		}
+		if c.phase.Load()&1 != 0 { // it has parked
+			c.beat()
+		}
+		n = int(c.rd.n)
+		c.rd.n = 0
 	} else {
 		dst := c.room()
-		c.rd.n, err = c.conn.Read(dst)
-		c.rd.last = c.rd.n == len(dst) && !c.rd.direct // the rest of a message is no sign of more
+		c.beat()
+		n, err = c.conn.Read(dst)
+		c.beat()
+		c.rd.last = n == len(dst) && !c.rd.direct // the rest of a message is no sign of more
 	}
-	c.beat()
-	n := c.rd.n
-	c.rd.n = 0
 	if n > 0 {
 		if !c.rd.direct {
 			c.in.extend(n)
@@ -281,16 +287,21 @@ func (c *WebSocket) fill() verdict {
 // readable makes one read attempt. RawConn.Read calls it, first at once, then
 // whenever the socket has become readable; false parks.
 func (c *WebSocket) readable(fd uintptr) bool {
+	var n int
 	if p := c.room(); c.set.sys == nil {
-		c.rd.n, c.rd.err = sysRead(fd, p)
+		n, c.rd.err = sysRead(fd, p)
 	} else {
-		c.rd.n, c.rd.err = c.set.sys.read(fd, p)
+		n, c.rd.err = c.set.sys.read(fd, p)
 	}
 	if c.rd.err == nil || !wouldBlock(c.rd.err) {
+		c.rd.n = int32(n)
 		return true
 	}
 	c.rd.err = nil
 	c.settle()
+	if c.phase.Load()&1 == 0 {
+		c.beat()
+	}
 	return false
 }
 
@@ -347,9 +358,10 @@ func (c *WebSocket) readFailed(err error) verdict {
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.mu.Lock()
-		dead := !c.lf.readUntil.IsZero() && !time.Now().Before(c.lf.readUntil)
+		until := c.seldom().readUntil
+		dead := !until.IsZero() && !time.Now().Before(until)
 		if !c.aborted.Load() && !dead {
-			c.conn.SetReadDeadline(c.lf.readUntil)
+			c.conn.SetReadDeadline(until)
 		}
 		c.mu.Unlock()
 		if dead {

@@ -26,33 +26,86 @@ const (
 
 // A writer is the state of the write side, guarded by WebSocket.wmu.
 type writer struct {
-	corking  bool          // messages are collected
-	shut     bool          // no more frames: Close was queued, or the transport failed
-	running  bool          // the writer goroutine exists
-	park     bool          // writable waits for room: set by that goroutine
-	streamed bool          // a NextWriter's message is under way: other messages wait in held
-	buffered int           // payload bytes not taken by the kernel
-	heldSize int           // those of them that are in held
-	cork     *buffer       // collected whole frames, nil if none
-	out      *outbox       // queued bytes, nil if none
+	corking  bool     // messages are collected
+	shut     bool     // no more frames: Close was queued, or the transport failed
+	running  bool     // the writer goroutine exists
+	streamed bool     // a NextWriter's message is under way: other messages wait in held
+	closeBy  uint32   // the clock's time at which the closing handshake must be over, 0: none yet
+	buffered int      // payload bytes not taken by the kernel
+	cork     *buffer  // collected whole frames, nil if none
+	out      *outbox  // queued bytes, nil if none
+	more     *backlog // nil until needed
+}
+
+// A backlog is the part of writer that few sockets need.
+type backlog struct {
 	held     *outbox       // nil if nothing waits there
+	heldSize int           // those bytes of writer.buffered that are in held
 	room     chan struct{} // closed when the queue has shrunk or the end has come; nil if nobody waits
 	watchdog *time.Timer   // of the cork
+}
 
-	one []byte  // what writable writes, or
-	vec *vector // this, if it is several buffers
-	n   int     // results of writable
-	err error
+// moreLocked returns the backlog for writing. wmu is held.
+func (w *writer) moreLocked() *backlog {
+	if w.more == nil {
+		w.more = new(backlog)
+	}
+	return w.more
+}
+
+// held returns what waits behind a NextWriter's message, nil if nothing does.
+func (w *writer) held() *outbox {
+	if w.more == nil {
+		return nil
+	}
+	return w.more.held
+}
+
+// settled is what buffered is when the queue is empty.
+func (w *writer) settled() int {
+	if w.more == nil {
+		return 0
+	}
+	return w.more.heldSize
 }
 
 // A vector is several buffers for one write.
 type vector [writeVec][]byte
 
-var vectorPool = sync.Pool{New: func() any { return new(vector) }}
+// A write is one call of RawConn.Write, with room for what that is to write.
+// They are pooled: a connection that writes nothing holds none.
+type write struct {
+	attempt func(fd uintptr) bool // the callback of RawConn.Write
 
-func (v *vector) free() {
-	clear(v[:])
-	vectorPool.Put(v)
+	sys  *sysOps
+	one  []byte // what is to be written, or
+	many bool   // vec
+	vec  vector
+	park bool // wait for room
+	n    int  // the result
+	err  error
+
+	heads [maxHeaderSize * writeVec]byte
+	small [maxHeaderSize + smallMax]byte
+}
+
+var writePool = sync.Pool{New: func() any {
+	w := new(write)
+	w.attempt = w.writable
+	return w
+}}
+
+func newWrite() *write { return writePool.Get().(*write) }
+
+func (w *write) free() {
+	if w.many {
+		clear(w.vec[:])
+	}
+	w.one, w.many, w.park, w.sys, w.err = nil, false, false, nil, nil
+	if poison {
+		poisonBytes(w.small[:])
+	}
+	writePool.Put(w)
 }
 
 // data is the header of a whole message, without what each frame has of its own.
@@ -96,14 +149,14 @@ func (c *WebSocket) transmit(ctx context.Context, m Message) error {
 
 // holdLocked queues a message behind the one that a NextWriter has under way.
 func (c *WebSocket) holdLocked(op opcode, p []byte) error {
-	w := &c.wr
 	if c.full(len(p)) {
 		return ErrBufferFull
 	}
+	w := c.wr.moreLocked()
 	if w.held == nil {
 		w.held = newOutbox()
 	}
-	w.buffered += len(p)
+	c.wr.buffered += len(p)
 	w.heldSize += len(p)
 	w.held.enqueue(c.data(op), p)
 	return nil
@@ -114,7 +167,7 @@ func (c *WebSocket) holdLocked(op opcode, p []byte) error {
 func (c *WebSocket) full(n int) bool {
 	w := &c.wr
 	most := c.set.maxBuffered
-	return most >= 0 && (w.out != nil || w.held != nil) && w.buffered+n > most
+	return most >= 0 && (w.out != nil || w.held() != nil) && w.buffered+n > most
 }
 
 // sendLocked sends what h describes, which is next in order. wmu is held.
@@ -143,9 +196,9 @@ func (c *WebSocket) sendLocked(h header, p []byte) error {
 		w.cork.b = appendData(w.cork.b, h, p)
 	case small:
 		w.buffered += len(p)
-		f := newBuffer(size)
-		f.b = appendData(f.b, h, p)
-		c.writeNow(f)
+		op := newWrite()
+		op.one = appendData(op.small[:0], h, p)
+		c.writeNow(op)
 	case h.masked || c.raw == nil: // it must be copied anyway
 		w.buffered += len(p)
 		w.out = newOutbox()
@@ -166,35 +219,31 @@ func (c *WebSocket) corkMax() int {
 	return blockSize
 }
 
-// writeNow makes one attempt to write the whole frames in f, which it owns.
-// What the kernel does not take is queued. wmu is held, the queue is empty.
-func (c *WebSocket) writeNow(f *buffer) {
+// writeNow makes one attempt to write the whole frames in op.one and gives op
+// back. What the kernel does not take is copied to the queue. wmu is held, the
+// queue is empty.
+func (c *WebSocket) writeNow(op *write) {
 	n := 0
 	if c.raw != nil {
-		c.wr.one = f.b
-		n = c.writeOnce()
+		n = c.writeOnce(op)
 	}
-	if n == len(f.b) {
-		f.free()
-		c.wr.buffered = c.wr.heldSize
-		return
+	switch {
+	case n == len(op.one):
+		c.wr.buffered = c.wr.settled()
+	case op.err != nil:
+		c.writeFailed(op.err)
+	default:
+		c.queueFrom(op.one, n)
 	}
-	c.queueFrom(f, n)
+	op.free()
 }
 
-// queueFrom queues the frames in f, of which n bytes have been written, unless
-// writing has failed.
-func (c *WebSocket) queueFrom(f *buffer, n int) {
+// queueFrom queues the whole frames in b, of which n bytes have been written.
+func (c *WebSocket) queueFrom(b []byte, n int) {
 	w := &c.wr
-	if c.raw != nil && w.err != nil {
-		f.free()
-		c.writeFailed(w.err)
-		return
-	}
-	o := newOutbox()
-	w.buffered -= o.advance(f.b, n)
-	o.chunks, o.off = append(o.chunks, f), n
-	w.out = o
+	w.out = newOutbox()
+	w.buffered -= w.out.advance(b, n)
+	w.out.push(b[n:])
 	c.startWriter()
 }
 
@@ -205,13 +254,13 @@ func (c *WebSocket) writeLarge(h header, p []byte) {
 	w := &c.wr
 	cork := c.takeCork()
 	frames, size := cut(len(p))
-	heads := newBuffer(maxHeaderSize * writeVec)
-	defer heads.free()
-	vec := vectorPool.Get().(*vector)
-	defer vec.free()
+	op := newWrite()
+	defer op.free()
+	op.many = true
+	vec := &op.vec
 	for i, at := 0, 0; i < frames; {
 		// As many frames as one write holds.
-		heads.b = heads.b[:0]
+		heads := op.heads[:0]
 		nvec, total := 0, 0
 		if cork != nil {
 			vec[0], nvec, total = cork.b, 1, cork.len()
@@ -219,20 +268,19 @@ func (c *WebSocket) writeLarge(h header, p []byte) {
 		next, end := i, at
 		for next < frames && nvec+2 <= writeVec {
 			part := p[end:min(end+size, len(p))]
-			from := heads.len()
-			heads.b = appendHeader(heads.b, h.piece(next, frames, len(part)))
-			vec[nvec], vec[nvec+1] = heads.b[from:], part
-			total += heads.len() - from + len(part)
+			from := len(heads)
+			heads = appendHeader(heads, h.piece(next, frames, len(part)))
+			vec[nvec], vec[nvec+1] = heads[from:], part
+			total += len(heads) - from + len(part)
 			nvec += 2
 			next++
 			end += len(part)
 		}
 		clear(vec[nvec:])
-		w.vec = vec
-		n := c.writeOnce()
-		if w.err != nil {
+		n := c.writeOnce(op)
+		if op.err != nil {
 			cork.free()
-			c.writeFailed(w.err)
+			c.writeFailed(op.err)
 			return
 		}
 		if n < total {
@@ -242,7 +290,7 @@ func (c *WebSocket) writeLarge(h header, p []byte) {
 		cork.free()
 		cork = nil
 		i, at = next, end
-		w.buffered = w.heldSize + len(p) - at
+		w.buffered = w.settled() + len(p) - at
 	}
 }
 
@@ -287,18 +335,18 @@ func (c *WebSocket) queueRest(cork *buffer, h header, p []byte, i, at, n int) {
 // the rest to the writer goroutine. wmu is held.
 func (c *WebSocket) writeQueued() {
 	w := &c.wr
-	vec := vectorPool.Get().(*vector)
-	defer vec.free()
+	op := newWrite()
+	defer op.free()
+	op.many = true
 	for c.raw != nil {
-		if w.out.wire(vec, c.core.client) == 0 {
+		if w.out.wire(&op.vec, c.core.client) == 0 {
 			w.out.free()
 			w.out = nil
 			return
 		}
-		w.vec = vec
-		n := c.writeOnce()
-		if w.err != nil {
-			c.writeFailed(w.err)
+		n := c.writeOnce(op)
+		if op.err != nil {
+			c.writeFailed(op.err)
 			return
 		}
 		if n == 0 {
@@ -309,26 +357,23 @@ func (c *WebSocket) writeQueued() {
 	c.startWriter()
 }
 
-// writeOnce makes one non-blocking write of one or vec and returns how much was
-// taken; an error is in w.err. wmu is held, the writer goroutine is not running.
-func (c *WebSocket) writeOnce() int {
-	w := &c.wr
-	w.n, w.err, w.park = 0, nil, false
-	if err := c.raw.Write(c.writeFn); err != nil {
-		w.err = err
+// writeOnce makes one write, which waits only if op.park is set, and returns
+// how much was taken; an error is in op.err. One at a time: wmu is held, or the
+// writer goroutine runs.
+func (c *WebSocket) writeOnce(op *write) int {
+	op.n, op.err, op.sys = 0, nil, c.set.sys
+	if err := c.raw.Write(op.attempt); err != nil {
+		op.err = err
 	}
-	w.one, w.vec = nil, nil
-	return w.n
+	return op.n
 }
 
-// writable is the callback of RawConn.Write. It is called under wmu, or by the
-// writer goroutine, which is then the only one to write.
-func (c *WebSocket) writable(fd uintptr) bool {
-	w := &c.wr
+// writable makes one attempt. RawConn.Write calls it; false waits for room.
+func (w *write) writable(fd uintptr) bool {
 	switch {
-	case c.set.sys != nil:
-		c.writeSeam(fd)
-	case w.vec != nil:
+	case w.sys != nil:
+		w.writeSeam(fd)
+	case w.many:
 		w.n, w.err = sysWritev(fd, w.vec[:])
 	default:
 		w.n, w.err = sysWrite(fd, w.one)
@@ -341,30 +386,21 @@ func (c *WebSocket) writable(fd uintptr) bool {
 }
 
 // writeSeam is the write of a test.
-func (c *WebSocket) writeSeam(fd uintptr) {
-	w := &c.wr
+func (w *write) writeSeam(fd uintptr) {
 	bufs := [][]byte{w.one}
-	if w.vec != nil {
+	if w.many {
 		bufs = w.vec[:]
 	}
-	w.n, w.err = c.set.sys.write(fd, bufs)
-}
-
-// startWriter starts the writer goroutine. wmu is held.
-func (c *WebSocket) startWriter() {
-	if c.drainFn == nil {
-		c.drainFn = c.writeLoop
-	}
-	c.wr.running = true
-	go c.drainFn()
+	w.n, w.err = w.sys.write(fd, bufs)
 }
 
 // writeLoop writes the queue until it is empty. While it runs nobody else
 // writes to the transport.
 func (c *WebSocket) writeLoop() {
 	w := &c.wr
-	vec := vectorPool.Get().(*vector)
-	defer vec.free()
+	op := newWrite()
+	defer op.free()
+	op.many, op.park = true, true
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	defer func() {
@@ -372,7 +408,7 @@ func (c *WebSocket) writeLoop() {
 		c.roomLocked()
 	}()
 	for w.out != nil {
-		if w.out.wire(vec, c.core.client) == 0 {
+		if w.out.wire(&op.vec, c.core.client) == 0 {
 			w.out.free()
 			w.out = nil
 			c.setWriteDeadline(time.Time{})
@@ -382,7 +418,7 @@ func (c *WebSocket) writeLoop() {
 			return
 		}
 		c.wmu.Unlock()
-		n, err := c.writeWait(vec)
+		n, err := c.writeWait(op)
 		c.wmu.Lock()
 		if w.out == nil { // the socket was finished meanwhile
 			return
@@ -406,23 +442,17 @@ func (c *WebSocket) writeLoop() {
 	}
 }
 
-// writeWait writes some of vec, waiting for room. Only the writer goroutine
+// writeWait writes some of op.vec, waiting for room. Only the writer goroutine
 // calls it, without wmu.
-func (c *WebSocket) writeWait(vec *vector) (int, error) {
+func (c *WebSocket) writeWait(op *write) (int, error) {
 	if d := c.set.writeTimeout; d > 0 {
 		c.setWriteDeadline(time.Now().Add(d))
 	}
 	if c.raw == nil {
-		return c.conn.Write(vec[0])
+		return c.conn.Write(op.vec[0])
 	}
-	w := &c.wr
-	w.vec, w.n, w.err, w.park = vec, 0, nil, true
-	err := c.raw.Write(c.writeFn)
-	w.vec = nil
-	if err == nil {
-		err = w.err
-	}
-	return w.n, err
+	n := c.writeOnce(op)
+	return n, op.err
 }
 
 // setWriteDeadline sets the transport's, unless abort has set its own for good.
@@ -455,7 +485,10 @@ func (c *WebSocket) uncork() {
 // flushLocked hands the cork to the kernel or the queue. wmu is held.
 func (c *WebSocket) flushLocked() {
 	if f := c.takeCork(); f != nil {
-		c.writeNow(f)
+		op := newWrite()
+		op.one = f.b
+		c.writeNow(op)
+		f.free()
 	}
 }
 
@@ -464,7 +497,7 @@ func (c *WebSocket) takeCork() *buffer {
 	f := c.wr.cork
 	if f != nil {
 		c.wr.cork = nil
-		c.wr.watchdog.Stop()
+		c.wr.more.watchdog.Stop()
 	}
 	return f
 }
@@ -472,10 +505,10 @@ func (c *WebSocket) takeCork() *buffer {
 // watch has the cork flushed after corkDelay: the callback that filled it may
 // be slow. wmu is held.
 func (c *WebSocket) watch() {
-	if c.wr.watchdog == nil {
-		c.wr.watchdog = time.AfterFunc(corkDelay, c.corkLate)
+	if w := c.wr.moreLocked(); w.watchdog == nil {
+		w.watchdog = time.AfterFunc(corkDelay, c.corkLate)
 	} else {
-		c.wr.watchdog.Reset(corkDelay)
+		w.watchdog.Reset(corkDelay)
 	}
 }
 
@@ -493,15 +526,16 @@ func (c *WebSocket) writeFailed(err error) {
 	w.shut, w.corking = true, false
 	c.takeCork().free()
 	w.out.free()
-	w.held.free()
-	w.out, w.held = nil, nil
+	w.out = nil
+	w.dropHeld()
 	c.roomLocked()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.becauseLocked(InitiatorNetwork, err)
-	c.lf.readUntil = time.Now().Add(orDefault(c.set.closeTimeout, defaultCloseTimeout))
-	if !c.aborted.Load() && c.lf.tasks == nil { // tasks have woken the reader, which will set it
-		c.conn.SetReadDeadline(c.lf.readUntil)
+	x := c.rareLocked()
+	x.readUntil = time.Now().Add(orDefault(c.set.closeTimeout, defaultCloseTimeout))
+	if !c.aborted.Load() && x.tasks == nil { // tasks have woken the reader, which will set it
+		c.conn.SetReadDeadline(x.readUntil)
 	}
 }
 
@@ -513,7 +547,7 @@ func (c *WebSocket) push() (empty bool, err error) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	c.flushLocked()
-	if c.wr.out == nil && c.wr.held == nil {
+	if c.wr.out == nil && c.wr.held() == nil {
 		if c.wr.buffered > 0 { // dropped
 			return false, c.closedErr("flush")
 		}
@@ -527,7 +561,7 @@ func (c *WebSocket) awaitRoom(ctx context.Context) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	c.flushLocked()
-	if c.wr.out == nil && c.wr.held == nil {
+	if c.wr.out == nil && c.wr.held() == nil {
 		return nil
 	}
 	return c.roomWaitLocked(ctx)
@@ -536,10 +570,11 @@ func (c *WebSocket) awaitRoom(ctx context.Context) error {
 // roomWaitLocked waits for roomLocked, or for ctx's end. wmu is held, but not
 // while it waits.
 func (c *WebSocket) roomWaitLocked(ctx context.Context) error {
-	if c.wr.room == nil {
-		c.wr.room = make(chan struct{})
+	w := c.wr.moreLocked()
+	if w.room == nil {
+		w.room = make(chan struct{})
 	}
-	ch := c.wr.room
+	ch := w.room
 	c.wmu.Unlock()
 	defer c.wmu.Lock()
 	select {
@@ -552,8 +587,16 @@ func (c *WebSocket) roomWaitLocked(ctx context.Context) error {
 
 // roomLocked wakes whoever waits for room. wmu is held.
 func (c *WebSocket) roomLocked() {
-	if c.wr.room != nil {
-		close(c.wr.room)
-		c.wr.room = nil
+	if w := c.wr.more; w != nil && w.room != nil {
+		close(w.room)
+		w.room = nil
+	}
+}
+
+// dropHeld gives up what waits behind a NextWriter's message.
+func (w *writer) dropHeld() {
+	if w.more != nil {
+		w.more.held.free()
+		w.more.held = nil
 	}
 }

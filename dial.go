@@ -3,7 +3,6 @@ package peerws
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha1"
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
@@ -82,11 +81,11 @@ func (d Dialer) Dial(ctx context.Context, url string, protocols ...string) (*Web
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c.lf.cancel = cancel
+	c.rareLocked().cancel = cancel
 	if err := d.connect(ctx, c, a); err != nil {
 		return nil, err
 	}
-	go c.run()
+	c.begin()
 	return c, nil
 }
 
@@ -97,12 +96,12 @@ func (d Dialer) NewWebSocket(url string, protocols ...string) (*WebSocket, error
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c.lf.cancel = cancel
+	c.rareLocked().cancel = cancel
 	go func() {
 		err := d.connect(ctx, c, a)
 		cancel()
 		if err == nil {
-			go c.run() // a fresh goroutine has a small stack
+			c.begin()
 			return
 		}
 		by := InitiatorNetwork
@@ -156,10 +155,10 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 			portable:         d.portable,
 			sys:              d.sys,
 		},
-		secure: u.Scheme == "wss",
+		where: u.Host + u.RequestURI(),
 	}
+	c.lf.secure = u.Scheme == "wss"
 	c.wr.shut = true // until it is open
-	c.lf.req = &request{host: u.Host, target: u.RequestURI()}
 	return c, &attempt{u, addr, slices.Clone(protocols)}, nil
 }
 
@@ -277,7 +276,7 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 	if c.aborted.Load() { // closed while it was connecting
 		socket.Close()
 		early.free()
-		return failed("given up", c.lf.cause)
+		return failed("given up", c.seldom().cause)
 	}
 	c.wr.shut = false
 	conn = wrapTLS(conn)
@@ -295,7 +294,7 @@ func (d *Dialer) establish(ctx context.Context, conn net.Conn, proxy *url.URL, c
 			return nil, nil, "proxy " + proxyAddr(proxy), err
 		}
 	}
-	if c.secure {
+	if c.lf.secure {
 		name, _, _ := splitHost(a.url.Host)
 		if d.TLSConfig != nil {
 			name = orDefault(d.TLSConfig.ServerName, name)
@@ -350,7 +349,9 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 	if herr != nil {
 		return nil, herr
 	}
-	c.protocol = protocol
+	if protocol != "" {
+		c.protocol = &protocol
+	}
 	if rest := b.b[size:]; len(rest) > 0 {
 		early = newBuffer(len(rest))
 		early.b = append(early.b, rest...)
@@ -384,8 +385,7 @@ func (d *Dialer) request(a *attempt, key string) []byte {
 
 // acceptKey is what the answer must have in Sec-WebSocket-Accept (§4.2.2).
 func acceptKey(key string) string {
-	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-	return base64.StdEncoding.EncodeToString(sum[:])
+	return string(appendAccept(nil, []byte(key)))
 }
 
 // checkResponse holds an answer's head against RFC 6455 §4.1 and the standard,

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/gobwas/ws"
 )
 
 // FuzzHandshake gives the opening handshake any bytes. Nothing panics; a peer
@@ -68,44 +70,51 @@ func FuzzHandshake(f *testing.F) {
 		if err != nil {
 			t.Fatalf("net/http refuses what we accept: %v", err)
 		}
-		if r.Method != string(h.method) || r.RequestURI != o.target || r.Host != o.host || !r.ProtoAtLeast(1, 1) || r.ContentLength != 0 {
+		if r.Method != string(h.method) || r.RequestURI != string(o.target) || r.Host != string(o.host) || !r.ProtoAtLeast(1, 1) || r.ContentLength != 0 {
 			t.Fatalf("net/http reads %q %q %q, we %q %q %q", r.Method, r.RequestURI, r.Host, h.method, o.target, o.host)
 		}
 		key := r.Header.Get("Sec-WebSocket-Key")
 		if key != string(o.key) {
 			t.Fatalf("net/http reads the key %q, we %q", key, o.key)
 		}
-		if offered := strings.Join(r.Header.Values("Sec-WebSocket-Protocol"), ","); !strings.Contains(offered, o.protocol) {
-			t.Fatalf("%q was chosen of %q", o.protocol, offered)
+		if offered := strings.Join(r.Header.Values("Sec-WebSocket-Protocol"), ","); !strings.Contains(offered, o.chosen()) {
+			t.Fatalf("%q was chosen of %q", o.chosen(), offered)
 		}
 
-		answer, err := o.answer(raw, nil)
-		if err != nil {
-			t.Fatalf("no answer: %v", err)
-		}
+		answer := o.appendAnswer(nil, nil)
 		a, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(answer)), r)
-		if err != nil || a.StatusCode != http.StatusSwitchingProtocols || a.Header.Get("Sec-WebSocket-Accept") != acceptKey(key) || a.Header.Get("Sec-WebSocket-Protocol") != o.protocol {
+		if err != nil || a.StatusCode != http.StatusSwitchingProtocols || a.Header.Get("Sec-WebSocket-Accept") != acceptKey(key) || a.Header.Get("Sec-WebSocket-Protocol") != o.chosen() {
 			t.Fatalf("%q: %v", answer, err)
 		}
 		var offer []string
-		if o.protocol != "" {
-			offer = []string{o.protocol}
+		if o.protocol != nil {
+			offer = []string{o.chosen()}
 		}
-		if protocol, err := checkResponse(answer, acceptKey(key), offer); err != nil || protocol != o.protocol {
+		if protocol, err := checkResponse(answer, acceptKey(key), offer); err != nil || protocol != o.chosen() {
 			t.Fatalf("our dialler says %v to %q", err, answer)
 		}
 
 		// The other way in: net/http has read the request.
 		again, refused := checkRequest(headOf(r), policy, protocols)
-		if refused != nil || again.host != o.host || again.target != o.target || again.protocol != o.protocol {
+		if refused != nil || !bytes.Equal(again.host, o.host) || !bytes.Equal(again.target, o.target) || again.protocol != o.protocol {
 			t.Fatalf("by way of net/http: %v, %+v, want %+v", refused, again, o)
 		}
-		again.plain = false
-		if other, err := again.answer(nil, nil); err != nil || !bytes.Equal(other, answer) {
-			t.Fatalf("by way of net/http %q, %v, want %q", other, err, answer)
+		if other := again.appendAnswer(nil, nil); !bytes.Equal(other, answer) {
+			t.Fatalf("by way of net/http %q, want %q", other, answer)
 		}
-		if q := (&request{head: bytes.Clone(raw)}).http("a"); len(q.Header) == 0 || q.Host != o.host {
-			t.Fatalf("Request has %v", q.Header)
+		if q := readRequest(raw, "a", nil); q == nil || len(q.Header) == 0 || q.Host != string(o.host) {
+			t.Fatalf("Request has %v", q)
+		}
+
+		// And another implementation, where it understands the request at all.
+		var theirs bytes.Buffer
+		u := ws.Upgrader{ReadBufferSize: max(len(raw), 512), Protocol: func(p []byte) bool { return string(p) == o.chosen() }}
+		rw := struct {
+			io.Reader
+			io.Writer
+		}{bytes.NewReader(raw), &theirs}
+		if hs, err := u.Upgrade(rw); err == nil && hs.Protocol == o.chosen() && !bytes.Equal(theirs.Bytes(), answer) {
+			t.Fatalf("gobwas/ws answers %q, we %q", theirs.Bytes(), answer)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package peerws
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha1"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
@@ -13,13 +14,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/gobwas/ws"
 )
 
-// The listening side of the opening handshake (RFC 6455 §4.2). The head is read
-// and checked here, strictly; gobwas/ws, which is lenient, then sees only bytes
-// that have passed and makes the answer.
+// The listening side of the opening handshake (RFC 6455 §4.2): the head is read
+// and checked, strictly, and answered. Nothing here is kept or allocated for a
+// request that is accepted.
 
 // Refusals that the checks give. Their texts go to the peer.
 var (
@@ -100,10 +99,9 @@ func (h *head) wantsUpgrade() bool { return h.hasToken("Upgrade", "websocket") }
 
 // An opening is what an accepted request has settled.
 type opening struct {
-	host, target string
-	protocol     string
+	host, target []byte  // windows into the head, like key
+	protocol     *string // one of the listener's, or nil
 	key          []byte
-	plain        bool // the head is one that gobwas/ws reads as we do
 }
 
 // checkRequest holds a request that wants an upgrade against RFC 6455 §4.2.1,
@@ -116,8 +114,6 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	version, versions := h.get("Sec-WebSocket-Version")
 	key, keys := h.get("Sec-WebSocket-Key")
 	origin, origins := h.get("Origin")
-	upgrade, upgrades := h.get("Upgrade")
-	connection, connections := h.get("Connection")
 	switch {
 	case string(h.method) != http.MethodGet:
 		return o, errMethod
@@ -142,16 +138,9 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	case origins == 1 && !p.allows(string(origin), h.authority(host)):
 		return o, errOrigin
 	}
-	o.key = key
-	o.plain = upgrades == 1 && strings.EqualFold(string(upgrade), "websocket") &&
-		connections == 1 && strings.EqualFold(string(connection), "upgrade")
-	if o.protocol, r = chooseProtocol(h, protocols); r != nil {
-		return o, r
-	}
-	// One small string instead of two windows that keep the head alive.
-	both := string(host) + string(h.target)
-	o.host, o.target = both[:len(host)], both[len(host):]
-	return o, nil
+	o.key, o.host, o.target = key, host, h.target
+	o.protocol, r = chooseProtocol(h, protocols)
+	return o, r
 }
 
 // authority is the Host as a browser compares it: over TLS the port that is not
@@ -166,9 +155,15 @@ func (h *head) authority(host []byte) string {
 // validTarget reports whether t is a path (RFC 9112 §3.2.1), perhaps with a
 // query, that net/http can read.
 func validTarget(t []byte) bool {
+	if t[0] != '/' || bytes.IndexByte(t, '#') >= 0 {
+		return false
+	}
 	path, _, _ := bytes.Cut(t, []byte("?"))
+	if bytes.IndexByte(path, '%') < 0 {
+		return true
+	}
 	_, err := url.PathUnescape(string(path))
-	return t[0] == '/' && err == nil && bytes.IndexByte(t, '#') < 0
+	return err == nil
 }
 
 // validHost reports whether v can be a Host: a name or address, and perhaps a
@@ -202,7 +197,7 @@ func validKey(v []byte) bool {
 // chooseProtocol returns the first of ours that is offered. Comparison is exact
 // (RFC 6455 §4.2.2). A listener with protocols refuses a peer that offers only
 // others, but takes one that offers none.
-func chooseProtocol(h *head, ours []string) (string, *refusal) {
+func chooseProtocol(h *head, ours []string) (*string, *refusal) {
 	offers := 0
 	best := len(ours)
 	var seen [16][]byte
@@ -213,11 +208,11 @@ func chooseProtocol(h *head, ours []string) (string, *refusal) {
 		for v := range bytes.SplitSeq(f.value, []byte(",")) {
 			v = bytes.Trim(v, " \t")
 			if !isTokens(v) {
-				return "", errProtocols
+				return nil, errProtocols
 			}
 			for _, s := range seen[:min(offers, len(seen))] { // §4.1: all unique
 				if bytes.Equal(s, v) {
-					return "", errProtocols
+					return nil, errProtocols
 				}
 			}
 			if offers < len(seen) {
@@ -234,11 +229,11 @@ func chooseProtocol(h *head, ours []string) (string, *refusal) {
 	}
 	switch {
 	case best < len(ours):
-		return ours[best], nil
+		return &ours[best], nil
 	case offers > 0 && len(ours) > 0:
-		return "", errNoProtocol
+		return nil, errNoProtocol
 	}
-	return "", nil
+	return nil, nil
 }
 
 // checkProtocols holds a program's protocols against the standard: tokens, no
@@ -255,53 +250,30 @@ func checkProtocols(protocols []string) error {
 	return nil
 }
 
-// answer appends the response to an accepted request: gobwas/ws reads the head
-// b and writes it, with the lines of header behind its own.
-func (o *opening) answer(b []byte, header http.Header) ([]byte, error) {
-	if !o.plain {
-		b = o.canonical()
-	}
-	rw := &memReadWriter{in: b}
-	u := ws.Upgrader{ReadBufferSize: max(len(b), 512)}
-	if o.protocol != "" {
-		u.Protocol = func(p []byte) bool { return string(p) == o.protocol }
-	}
-	if len(header) > 0 {
-		u.Header = ws.HandshakeHeaderHTTP(header)
-	}
-	hs, err := u.Upgrade(rw)
-	if err == nil && hs.Protocol != o.protocol {
-		err = fmt.Errorf("peerws: subprotocol %q became %q", o.protocol, hs.Protocol)
-	}
-	return rw.out, err
-}
+// answerSize is the size of an answer without header lines of the program's and
+// with a short protocol, or more.
+const answerSize = 256
 
-// canonical is the shortest head that says what o says, for requests whose
-// upgrade is one of a list, or that net/http has read.
-func (o *opening) canonical() []byte {
-	b := fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n", o.host, o.key)
-	if o.protocol != "" {
-		b = fmt.Appendf(b, "Sec-WebSocket-Protocol: %s\r\n", o.protocol)
+// appendAnswer appends the response to an accepted request (RFC 6455 §4.2.2),
+// with the rendered header lines of the program's behind its own.
+func (o *opening) appendAnswer(b, header []byte) []byte {
+	b = append(b, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
+	b = appendAccept(b, o.key)
+	if o.protocol != nil {
+		b = append(b, "\r\nSec-WebSocket-Protocol: "...)
+		b = append(b, *o.protocol...)
 	}
+	b = append(b, "\r\n"...)
+	b = append(b, header...)
 	return append(b, "\r\n"...)
 }
 
-// memReadWriter gives an upgrader a request that is in memory already and
-// collects its answer.
-type memReadWriter struct{ in, out []byte }
-
-func (m *memReadWriter) Read(p []byte) (int, error) {
-	if len(m.in) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, m.in)
-	m.in = m.in[n:]
-	return n, nil
-}
-
-func (m *memReadWriter) Write(p []byte) (int, error) {
-	m.out = append(m.out, p...)
-	return len(p), nil
+// appendAccept appends the Sec-WebSocket-Accept that answers key (§4.2.2).
+func appendAccept(b, key []byte) []byte {
+	const guid = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+	var text [64]byte
+	sum := sha1.Sum(append(append(text[:0], key...), guid...))
+	return base64.StdEncoding.AppendEncode(b, sum[:])
 }
 
 // checkHeader refuses header lines that would break out of their line or
@@ -329,44 +301,26 @@ func checkHeader(what string, h http.Header, own ...string) error {
 	return nil
 }
 
-// A request is what a socket keeps of its opening request.
-type request struct {
-	host, target string
-	head         []byte        // raw, until the first message
-	parsed       *http.Request // by net/http; until the first message, or for good once asked for
-	asked        bool
-	tls          *tls.ConnectionState // nil without TLS
+// readRequest returns the opening request as net/http reads it, nil if it cannot.
+func readRequest(head []byte, remote string, secure *tls.ConnectionState) *http.Request {
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
+	if err != nil {
+		return nil
+	}
+	r.RemoteAddr, r.TLS = remote, secure
+	return r
 }
 
-// drop forgets the headers, unless the program has asked for them.
-func (q *request) drop() {
-	q.head = nil
-	if !q.asked {
-		q.parsed = nil
-	}
-}
-
-// http returns the request as net/http knows it.
-func (q *request) http(remote string) *http.Request {
-	if q.head != nil {
-		if r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(q.head))); err == nil {
-			r.RemoteAddr, r.TLS = remote, q.tls
-			q.parsed = r
-		}
-		q.head = nil
-	}
-	if q.parsed != nil {
-		q.asked = true
-		return q.parsed
-	}
+// bareRequest returns an opening request of which the headers are gone.
+func bareRequest(host, target, remote string, secure *tls.ConnectionState) *http.Request {
 	r := &http.Request{
-		Method: http.MethodGet, Host: q.host, RequestURI: q.target, RemoteAddr: remote,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: http.NoBody, TLS: q.tls,
+		Method: http.MethodGet, Host: host, RequestURI: target, RemoteAddr: remote,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: http.NoBody, TLS: secure,
 	}
-	if u, err := url.ParseRequestURI(q.target); err == nil {
+	if u, err := url.ParseRequestURI(target); err == nil {
 		r.URL = u
 	} else {
-		r.URL = &url.URL{Path: q.target}
+		r.URL = &url.URL{Path: target}
 	}
 	return r
 }

@@ -176,7 +176,7 @@ func (h *head) hasToken(name, token string) bool {
 			continue
 		}
 		for v := range bytes.SplitSeq(f.value, []byte(",")) {
-			if strings.EqualFold(string(bytes.Trim(v, " \t")), token) {
+			if v = bytes.Trim(v, " \t"); len(v) == len(token) && strings.EqualFold(string(v), token) {
 				return true
 			}
 		}

@@ -156,10 +156,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		early.b = append(early.b, c.early...)
 	}
 	conn.SetDeadline(time.Time{}) // the server's
-	o.plain = false               // net/http has read it: the answer is made from what it found
-	req := &request{host: o.host, target: o.target, parsed: r.WithContext(context.WithoutCancel(r.Context())), tls: r.TLS}
-	req.parsed.Body = http.NoBody
-	over, refused := l.enter(conn)
+	a, refused := l.enter(conn, key, false)
 	if refused != nil {
 		early.free()
 		l.unreserve()
@@ -167,9 +164,16 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		l.leave(key)
 		return
 	}
+	c := l.newSocket(&o, key)
+	c.in = early
+	c.lf.secure = r.TLS != nil
+	x := c.rareLocked() // nobody else knows c yet
+	x.parsed = r.WithContext(context.WithoutCancel(r.Context()))
+	x.parsed.Body = http.NoBody
 	go func() { // net/http would recover a panic of the program's here
-		defer over()
-		if c := l.upgrade(conn, nil, early, &o, req, key, over); c != nil {
+		c := l.upgrade(a, conn, c, &o)
+		a.end()
+		if c != nil {
 			l.handOver(c)
 		}
 	}()

@@ -15,72 +15,147 @@ import (
 // reading: a callback runs, or a message waits for somebody to read it.
 //
 // There is no timer per connection: one clock per listener looks at all of its
-// sockets from time to time. A dialled socket has a clock of its own.
+// sockets from time to time, also at those that close and at the transports in
+// their opening handshake. A dialled socket has a clock of its own.
 
 var errPongTimeout = errors.New("peer was silent for PongTimeout after a ping")
 
-// A pulse is what the clock knows of a socket. Only the clock touches it.
+// A pulse is what the clock knows of a socket. Only the clock touches it. Times
+// are the clock's.
 type pulse struct {
-	phase  uint32        // of the reader, when it was looked at last
-	since  time.Duration // the clock's time when that was new, or when a ping was sent
-	wait   time.Duration // of silence before a ping: PingInterval and some chance
-	pinged bool
+	phase uint32 // of the reader, when it was looked at last
+	since uint32 // when that was new, or when a ping was sent
+	wait  uint32 // of silence before a ping: PingInterval and some chance; pinged is added
 }
 
-// beat counts the reader's going into a read and coming out of one: it is odd
-// inside. wroteSome counts progress of the writer and leaves that as it is.
+// pinged in pulse.wait says that a ping has been sent.
+const pinged = 1 << 31
+
+// beat counts the reader's going to wait for bytes and coming back: it is odd
+// meanwhile. wroteSome counts progress of the writer and leaves that as it is.
 func (c *WebSocket) beat()      { c.phase.Add(1) }
 func (c *WebSocket) wroteSome() { c.phase.Add(2) }
 
 // look moves a socket's pulse on at the clock's time now.
-func (c *WebSocket) look(now time.Duration) {
+func (c *WebSocket) look(now uint32) {
+	switch c.ReadyState() {
+	case Open:
+		if c.set.pingInterval > 0 {
+			c.lookOpen(now)
+		}
+	case Closing:
+		c.wmu.Lock()
+		by := c.wr.closeBy
+		c.wmu.Unlock()
+		if by != 0 && !before(now, by) && !c.aborted.Load() {
+			c.abort(InitiatorTimeout, errCloseTimeout)
+		}
+	}
+}
+
+func (c *WebSocket) lookOpen(now uint32) {
 	p := &c.pulse
 	phase := c.phase.Load()
+	quiet := now - p.since
 	switch {
 	case phase != p.phase || phase&1 == 0 || p.wait == 0: // life, or our own doing
 		if p.wait == 0 {
 			// 7/8 to 9/8, so that the sockets of a listener do not all ping at once.
-			p.wait = c.set.pingInterval*7/8 + rand.N(c.set.pingInterval/4+1)
+			d := c.set.pingInterval
+			p.wait = millis(d*7/8 + rand.N(d/4+1))
 		}
-		p.phase, p.since, p.pinged = phase, now, false
-	case p.pinged && c.set.pongTimeout > 0 && now-p.since >= c.set.pongTimeout:
-		c.abort(InitiatorTimeout, errPongTimeout)
-	case !p.pinged && now-p.since >= p.wait:
+		p.phase, p.since = phase, now
+		p.wait &^= pinged
+	case p.wait&pinged != 0:
+		if c.set.pongTimeout > 0 && quiet >= millis(c.set.pongTimeout) {
+			c.abort(InitiatorTimeout, errPongTimeout)
+		}
+	case quiet >= p.wait:
 		// While something is queued WriteTimeout watches over the peer, and a ping
 		// would only wait with the rest.
-		p.since, p.pinged = now, c.pingIfIdle()
+		p.since = now
+		if c.pingIfIdle() {
+			p.wait |= pinged
+		}
 	}
 }
 
-// A clock looks at sockets. It runs only while there are any.
+// A clock looks at sockets. It runs only while there are any. Its time is in
+// milliseconds since its start and wraps around, so that only differences mean
+// anything: before compares.
 type clock struct {
-	tick    time.Duration
-	start   time.Time
-	sockets func(yield func(*WebSocket) bool)
+	tick  time.Duration
+	start time.Time
+	round func(now uint32) (found bool) // looks at everything, with no lock held
 
-	mu      sync.Mutex
+	mu      sync.Mutex // leaf
 	timer   *time.Timer
 	running bool // the timer is set, or round at work
 	again   bool // wind was called meanwhile
 }
 
-// newClock returns a clock for the keepalive of set, nil if that is off.
-func newClock(set *settings, sockets func(yield func(*WebSocket) bool)) *clock {
-	if set.pingInterval <= 0 {
+// millis is d in the clock's unit, at least 1 and at most 12 days.
+func millis(d time.Duration) uint32 {
+	return uint32(min(max(d.Milliseconds(), 1), 1<<30))
+}
+
+// before reports whether the clock's time a is before b.
+func before(a, b uint32) bool { return int32(a-b) < 0 }
+
+// newClock returns a clock for the times of set, nil if all are off. It does not
+// run yet.
+func newClock(set *settings, round func(now uint32) (found bool)) *clock {
+	tick := time.Duration(0)
+	for _, t := range []struct{ d, part time.Duration }{
+		{set.pingInterval, 8}, {set.pongTimeout, 8}, {set.closeTimeout, 4}, {set.handshakeTimeout, 8},
+	} {
+		if t.d > 0 && (tick == 0 || t.d/t.part < tick) {
+			tick = max(t.d/t.part, 1)
+		}
+	}
+	if tick == 0 {
 		return nil
 	}
-	shortest := set.pingInterval
-	if set.pongTimeout > 0 {
-		shortest = min(shortest, set.pongTimeout)
-	}
 	return &clock{
-		tick:    min(max(shortest/8, time.Millisecond), time.Second),
-		start:   time.Now(),
-		sockets: sockets,
+		tick:  min(max(tick, time.Millisecond), time.Second),
+		start: time.Now(),
+		round: round,
 	}
 }
 
-// wind has the clock run. It stops by itself when it finds no socket.
+// now is the clock's time.
+func (k *clock) now() uint32 {
+	if k == nil {
+		return 0
+	}
+	return uint32(time.Since(k.start).Milliseconds())
+}
+
+// startClock gives a socket that belongs to no listener a clock of its own. mu
+// is held.
+func (c *WebSocket) startClock() {
+	k := newClock(c.set, func(now uint32) bool {
+		c.look(now)
+		return c.ReadyState() != Closed
+	})
+	if k != nil {
+		c.rareLocked().clock = k
+		k.wind()
+	}
+}
+
+// clockNow is the time of the clock that watches over the socket.
+func (c *WebSocket) clockNow() uint32 {
+	if c.owner != nil {
+		return c.owner.clock.now()
+	}
+	c.mu.Lock()
+	k := c.seldom().clock
+	c.mu.Unlock()
+	return k.now()
+}
+
+// wind has the clock run. It stops by itself when it finds nothing to look at.
 func (k *clock) wind() {
 	if k == nil {
 		return
@@ -93,22 +168,15 @@ func (k *clock) wind() {
 	}
 	k.running = true
 	if k.timer == nil {
-		k.timer = time.AfterFunc(k.tick, k.round)
+		k.timer = time.AfterFunc(k.tick, k.look)
 	} else {
 		k.timer.Reset(k.tick)
 	}
 }
 
-// round looks at every socket. There is one at a time.
-func (k *clock) round() {
-	now := time.Since(k.start)
-	found := false
-	for c := range k.sockets {
-		if c.ReadyState() == Open {
-			c.look(now)
-		}
-		found = true
-	}
+// look is one round. There is one at a time.
+func (k *clock) look() {
+	found := k.round(k.now())
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.running = found || k.again; k.running {
@@ -146,9 +214,10 @@ func (c *WebSocket) Ping(ctx context.Context) (time.Duration, error) {
 	}
 	w := &waitingPing{sent: time.Now(), answered: make(chan time.Duration, 1)}
 	c.mu.Lock()
-	c.lf.pingID++
-	w.id = c.lf.pingID
-	c.lf.pings = append(c.lf.pings, w)
+	x := c.rareLocked()
+	x.pingID++
+	w.id = x.pingID
+	x.pings = append(x.pings, w)
 	done := c.doneLocked()
 	c.mu.Unlock()
 	ok, err := c.ping(binary.BigEndian.AppendUint64(nil, w.id))
@@ -167,9 +236,9 @@ func (c *WebSocket) Ping(ctx context.Context) (time.Duration, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, p := range c.lf.pings {
+	for i, p := range x.pings {
 		if p == w {
-			c.lf.pings = append(c.lf.pings[:i], c.lf.pings[i+1:]...)
+			x.pings = append(x.pings[:i], x.pings[i+1:]...)
 			break
 		}
 	}
@@ -185,14 +254,18 @@ func (c *WebSocket) pongReceived(payload []byte) {
 	id := binary.BigEndian.Uint64(payload)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	rest := c.lf.pings[:0]
-	for _, p := range c.lf.pings {
-		if p.id <= id && id <= c.lf.pingID {
+	x := c.lf.x
+	if x == nil {
+		return
+	}
+	rest := x.pings[:0]
+	for _, p := range x.pings {
+		if p.id <= id && id <= x.pingID {
 			p.answered <- time.Since(p.sent)
 		} else {
 			rest = append(rest, p)
 		}
 	}
-	clear(c.lf.pings[len(rest):])
-	c.lf.pings = rest
+	clear(x.pings[len(rest):])
+	x.pings = rest
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -52,39 +51,40 @@ func (s ListenerState) String() string {
 // from any goroutine.
 type WebSocketListener struct {
 	// Immutable.
-	set        *settings
-	ln         net.Listener // nil for one that is mounted in a server
-	port       int
-	protocols  []string
-	tls        *tls.Config // nil without TLS on the port
-	policy     *policy
-	header     http.Header
-	authorize  func(*http.Request) error
-	maxHead    int
-	maxConns   int
-	maxPerIP   int
-	loopback   bool // loopback counts for maxPerIP
-	log        *slog.Logger
-	handshakes *semaphore.Weighted
-	lingers    *semaphore.Weighted
-	web        *webServer   // nil without ListenConfig.HTTP
-	manager    *nat.Manager // nil without a gateway to ask
-	verify     func(ctx context.Context, url string) error
-	loopDial   dialFunc       // how to try the outside address from inside; nil not to
-	ready      chan struct{}  // closed at LISTENING or CLOSED
-	closing    chan struct{}  // closed when Close begins
-	done       chan struct{}  // closed when it has ended
-	accepting  chan struct{}  // closed when the accept loop is gone
-	arrived    chan struct{}  // a token while a socket waits for Accept
-	work       sync.WaitGroup // handshakes
+	set           *settings
+	ln            net.Listener // nil for one that is mounted in a server
+	port          int
+	protocols     []string
+	tls           *tls.Config // nil without TLS on the port
+	policy        *policy
+	header        []byte // ListenConfig.ResponseHeader as it goes on the wire
+	authorize     func(*http.Request) error
+	maxHead       int
+	maxConns      int
+	maxPerIP      int
+	maxHandshakes int  // in flight; 0: no limit
+	loopback      bool // loopback counts for maxPerIP
+	log           *slog.Logger
+	lingers       *semaphore.Weighted
+	web           *webServer   // nil without ListenConfig.HTTP
+	manager       *nat.Manager // nil without a gateway to ask
+	verify        func(ctx context.Context, url string) error
+	loopDial      dialFunc       // how to try the outside address from inside; nil not to
+	ready         chan struct{}  // closed at LISTENING or CLOSED
+	closing       chan struct{}  // closed when Close begins
+	done          chan struct{}  // closed when it has ended
+	accepting     chan struct{}  // closed when the accept loop is gone
+	arrived       chan struct{}  // a token while a socket waits for Accept
+	work          sync.WaitGroup // handshakes
 
 	mu           sync.Mutex // leaf: guards what is below
 	state        ListenerState
 	onConnection func(*WebSocket)
 	waiting      []*WebSocket // not handed over yet
-	sockets      map[*WebSocket]struct{}
-	pending      map[net.Conn]struct{} // in the opening handshake
-	reserved     int                   // sockets and those about to be
+	sockets      []*WebSocket // each knows its index: WebSocket.slot
+	pending      []*arrival   // in the opening handshake
+	where        string       // host and target of the last request, shared by sockets
+	reserved     int          // sockets and those about to be
 	perIP        map[ipKey]int
 	err          error
 	stats        ListenerStats
@@ -220,7 +220,7 @@ func (l *WebSocketListener) OnConnection(f func(*WebSocket)) {
 	for _, c := range waiting {
 		go func() {
 			f(c)
-			go c.run() // a fresh goroutine has a small stack
+			c.begin()
 		}()
 	}
 }
@@ -250,7 +250,7 @@ func (l *WebSocketListener) Accept(ctx context.Context) (*WebSocket, error) {
 				l.signalArrived()
 			}
 			l.mu.Unlock()
-			go c.run()
+			c.begin()
 			return c, nil
 		}
 		l.mu.Unlock()
@@ -289,17 +289,36 @@ func (l *WebSocketListener) Connections(ctx context.Context) iter.Seq2[*WebSocke
 	}
 }
 
-// eachSocket calls yield for every socket that is open now. It holds no lock
-// meanwhile.
-func (l *WebSocketListener) eachSocket(yield func(*WebSocket) bool) {
+// openSockets returns the sockets that are open now.
+func (l *WebSocketListener) openSockets() []*WebSocket {
 	l.mu.Lock()
-	sockets := slices.Collect(maps.Keys(l.sockets))
-	l.mu.Unlock()
-	for _, c := range sockets {
-		if !yield(c) {
-			return
+	defer l.mu.Unlock()
+	return slices.Clone(l.sockets)
+}
+
+// look is the clock's round. It holds the lock for a few sockets at a time; one
+// that is moved by forget meanwhile may be passed over until the next round.
+func (l *WebSocketListener) look(now uint32) (found bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.set.handshakeTimeout; t > 0 {
+		for _, a := range l.pending {
+			if !before(now, a.since+millis(t)) {
+				a.cutLocked()
+			}
 		}
 	}
+	var batch [64]*WebSocket
+	for at := 0; at < len(l.sockets); {
+		n := copy(batch[:], l.sockets[at:])
+		l.mu.Unlock()
+		for _, c := range batch[:n] {
+			c.look(now)
+		}
+		l.mu.Lock()
+		at += n
+	}
+	return len(l.sockets) > 0 || len(l.pending) > 0
 }
 
 // forget uncounts a socket that has ended.
@@ -307,7 +326,11 @@ func (l *WebSocketListener) forget(c *WebSocket) {
 	l.leave(c.ipKey)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.sockets, c)
+	last := len(l.sockets) - 1
+	l.sockets[last].slot = c.slot
+	l.sockets[c.slot] = l.sockets[last]
+	l.sockets[last] = nil
+	l.sockets = l.sockets[:last]
 	l.reserved--
 }
 
@@ -326,15 +349,15 @@ func (l *WebSocketListener) Close() error {
 		err = l.ln.Close()
 	}
 	l.mu.Lock()
-	for conn := range l.pending {
-		conn.SetDeadline(past)
+	for _, a := range l.pending {
+		a.cutLocked()
 	}
 	waiting := l.waiting
 	l.waiting = nil
 	l.mu.Unlock()
 	for _, c := range waiting {
 		c.CloseWith(StatusGoingAway, "")
-		go c.run()
+		c.begin()
 	}
 	var wg sync.WaitGroup
 	if l.web != nil {
@@ -382,12 +405,12 @@ func (l *WebSocketListener) Shutdown(ctx context.Context) error {
 	closed := make(chan error, 1)
 	go func() { closed <- l.Close() }()
 	<-l.closing
-	sockets := slices.Collect(l.eachSocket)
+	sockets := l.openSockets()
 	for _, c := range sockets {
 		c.CloseWith(StatusGoingAway, "")
 	}
 	err := <-closed
-	sockets = slices.AppendSeq(sockets, l.eachSocket) // whose handshake has ended meanwhile
+	sockets = append(sockets, l.openSockets()...) // whose handshake has ended meanwhile
 	for _, c := range sockets {
 		select {
 		case <-c.Done():

@@ -88,10 +88,10 @@ type event struct {
 // A core is the receiving half of one endpoint. It is owned by whoever reads
 // the connection. Between messages it holds no memory but itself.
 type core struct {
-	client bool // we dialled: the peer's frames must not be masked
 	limits *coreLimits
-	stream bool     // the next message is wanted in pieces, as they come
 	part   *partial // the message that is arriving in pieces, or nil
+	client bool     // we dialled: the peer's frames must not be masked
+	stream bool     // the next message is wanted in pieces, as they come
 }
 
 // A partial is a message that has begun and is not complete: its earlier

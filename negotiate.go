@@ -1,7 +1,6 @@
 package peerws
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -12,25 +11,22 @@ import (
 // From a transport to an open socket: the listening side of handshake.go with
 // its connection, its deadline and the program's say.
 
-func (l *WebSocketListener) setHandshakeDeadline(conn net.Conn) {
-	if d := l.set.handshakeTimeout; d > 0 {
-		conn.SetDeadline(time.Now().Add(d))
-	}
-}
-
 // handshake takes one transport from its first byte to an open socket, a web
 // request, or a refusal. It runs on a goroutine of its own, whose grown stack
 // dies with it.
-func (l *WebSocketListener) handshake(conn net.Conn, key ipKey, over func()) {
-	defer over()
-	if c := l.negotiate(conn, key, over); c != nil {
+func (a *arrival) handshake() {
+	c := a.l.negotiate(a)
+	l := a.l
+	a.end()
+	if c != nil {
 		l.handOver(c)
 	}
 }
 
 // negotiate is the handshake up to the socket. It returns nil if the transport
 // became none. What it borrows is given back before the program is called.
-func (l *WebSocketListener) negotiate(conn net.Conn, key ipKey, over func()) *WebSocket {
+func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
+	conn := a.conn
 	b := newBuffer(l.maxHead)
 	defer b.free()
 	var err error
@@ -43,19 +39,17 @@ func (l *WebSocketListener) negotiate(conn net.Conn, key ipKey, over func()) *We
 	}
 	h := newHead()
 	defer h.free()
-	var secure *tls.ConnectionState
 	if err == nil {
 		if r := h.parseRequest(b.b[:size]); r != nil {
 			err = r
 		}
-		secure = tlsState(conn)
-		h.secure = secure != nil
+		h.secure = isTLS(conn)
 	}
 	if err == nil && !h.wantsUpgrade() {
 		if l.heard(h.target) {
 			io.WriteString(conn, loopAnswer)
 			socketOf(conn).Close()
-			l.leave(key)
+			l.leave(a.key)
 			return nil
 		}
 		err = errNoUpgrade
@@ -65,9 +59,9 @@ func (l *WebSocketListener) negotiate(conn net.Conn, key ipKey, over func()) *We
 		if l.web != nil {
 			r := l.reserve()
 			if r == nil {
-				conn.SetDeadline(time.Time{})
 				read := append([]byte(nil), b.b...)
-				over()
+				key := a.key
+				a.over()
 				l.web.hand(conn, key, read)
 				return nil
 			}
@@ -86,16 +80,33 @@ func (l *WebSocketListener) negotiate(conn net.Conn, key ipKey, over func()) *We
 	}
 	if err != nil {
 		l.refuse(conn, err)
-		l.leave(key)
+		l.leave(a.key)
 		return nil
 	}
-	req := &request{host: o.host, target: o.target, head: append([]byte(nil), b.b[:size]...), tls: secure}
-	var early *buffer
+	c := l.newSocket(&o, a.key)
+	c.lf.secure = h.secure
+	c.lf.head = newBuffer(size)
+	c.lf.head.b = append(c.lf.head.b, b.b[:size]...)
 	if rest := b.b[size:]; len(rest) > 0 {
-		early = newBuffer(len(rest))
-		early.b = append(early.b, rest...)
+		c.in = newBuffer(len(rest))
+		c.in.b = append(c.in.b, rest...)
 	}
-	return l.upgrade(conn, req.head, early, &o, req, key, over)
+	return l.upgrade(a, conn, c, &o)
+}
+
+// newSocket makes the socket of an accepted request, without its transport.
+func (l *WebSocketListener) newSocket(o *opening, key ipKey) *WebSocket {
+	c := &WebSocket{set: l.set, owner: l, protocol: o.protocol, ipKey: key}
+	c.rd.head = true
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	// Most peers have asked for the same, so most sockets can share a string.
+	n := len(o.host)
+	if w := l.where; len(w) != n+len(o.target) || w[:n] != string(o.host) || w[n:] != string(o.target) {
+		l.where = string(o.host) + string(o.target)
+	}
+	c.where = l.where
+	return c
 }
 
 // refuse answers a request that is not accepted, if it is one.
@@ -115,39 +126,45 @@ func (l *WebSocketListener) refuse(conn net.Conn, err error) {
 	linger(conn, r.response())
 }
 
-// upgrade authorizes and answers an accepted request and returns the socket, nil
-// if it was refused after all. over is called when the transport is no longer in
-// its handshake.
-func (l *WebSocketListener) upgrade(conn net.Conn, raw []byte, early *buffer, o *opening, req *request, key ipKey, over func()) *WebSocket {
-	c := &WebSocket{set: l.set, owner: l, protocol: o.protocol, secure: req.tls != nil, ipKey: key}
-	c.lf.req = req
-	err := l.authorized(req, conn.RemoteAddr())
+// upgrade authorizes and answers an accepted request, gives c its transport and
+// returns it, or nil if the request was refused after all. a is over then.
+func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *opening) *WebSocket {
+	early := c.in
+	c.in = nil
+	c.conn = conn // for Request
+	err := l.authorized(c)
 	if err == nil {
-		var answer []byte
-		if answer, err = o.answer(raw, l.header); err == nil {
-			_, err = conn.Write(answer)
-		}
+		b := newBuffer(answerSize + len(l.header))
+		b.b = o.appendAnswer(b.b, l.header)
+		_, err = conn.Write(b.b)
+		b.free()
 	}
 	if err != nil {
 		early.free()
+		c.lf.head.free()
 		l.unreserve() // before the peer is given time to read why
 		l.refuse(conn, err)
-		l.leave(key)
+		l.leave(a.key)
 		return nil
 	}
-	c.rd.head = true
 	conn = wrapTLS(conn)
 	c.open(conn, false, early)
 	l.mu.Lock()
-	l.sockets[c] = struct{}{} // before over: Shutdown must see one of the two
+	c.slot = int32(len(l.sockets))
+	l.sockets = append(l.sockets, c) // before over: Shutdown must see one of the two
 	l.stats.Accepted++
 	l.clock.wind()
 	l.mu.Unlock()
-	over()
-	l.arrivedFrom(conn, req.host)
+	cut := a.over()
+	l.arrivedFrom(conn, c.where[:len(o.host)])
+	if !cut && !c.lf.secure {
+		return c
+	}
 	c.mu.Lock()
 	if !c.aborted.Load() {
-		conn.SetDeadline(time.Time{}) // now that Close no longer sets it
+		if cut {
+			conn.SetDeadline(time.Time{})
+		}
 		beginTLS(conn, l.set.writeTimeout)
 	}
 	c.mu.Unlock()
@@ -155,12 +172,21 @@ func (l *WebSocketListener) upgrade(conn net.Conn, raw []byte, early *buffer, o 
 }
 
 // authorized asks the program.
-func (l *WebSocketListener) authorized(req *request, remote net.Addr) error {
+func (l *WebSocketListener) authorized(c *WebSocket) error {
 	if l.authorize == nil {
 		return nil
 	}
-	err := l.authorize(req.http(remote.String()))
-	req.asked = false // its headers need not stay for that
+	c.mu.Lock()
+	r := c.requestLocked(c.conn.RemoteAddr().String())
+	if c.lf.x != nil {
+		c.lf.x.asked = false // its headers need not stay for that
+	}
+	c.mu.Unlock()
+	return l.rejection(l.authorize(r))
+}
+
+// rejection is the refusal of a request to which the program said err.
+func (l *WebSocketListener) rejection(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -192,9 +218,9 @@ func (l *WebSocketListener) handOver(c *WebSocket) {
 	switch {
 	case closed:
 		c.CloseWith(StatusGoingAway, "")
-		go c.run()
+		c.begin()
 	case f != nil:
 		f(c)
-		go c.run() // a fresh goroutine has a small stack
+		c.begin()
 	}
 }

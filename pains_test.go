@@ -563,7 +563,7 @@ func holding(c *WebSocket) string {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	var s []string
-	if c.wr.out != nil || c.wr.held != nil || c.wr.cork != nil || c.wr.running {
+	if c.wr.out != nil || c.wr.held() != nil || c.wr.cork != nil || c.wr.running {
 		s = append(s, "the write side is busy")
 	}
 	if c.phase.Load()&1 == 0 {

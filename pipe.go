@@ -22,13 +22,13 @@ func Pipe(l ListenConfig, d Dialer) (accepted, dialled *WebSocket) {
 	}
 	a, b := memnet.Pipe(0)
 	accepted = newOpenWebSocket(listener.set, a, false, nil)
-	accepted.lf.req = &request{host: "pipe", target: "/"}
+	accepted.where = "pipe/"
 	dialled.wr.shut = false
 	dialled.open(b, true, nil)
 	if l.OnConnection != nil {
 		l.OnConnection(accepted)
 	}
-	go accepted.run()
-	go dialled.run()
+	accepted.begin()
+	dialled.begin()
 	return accepted, dialled
 }

@@ -44,25 +44,13 @@ func (c *WebSocket) SendPrepared(p *PreparedMessage) error {
 	return nil
 }
 
-// writeWire makes one attempt to write a whole frame that is not ours, with n
-// bytes of payload. What the kernel does not take is queued. wmu is held, cork
-// and queue are empty; raw path.
+// writeWire writes a whole frame with n bytes of payload from where it lies. wmu
+// is held, cork and queue are empty; raw path.
 func (c *WebSocket) writeWire(wire []byte, n int) {
-	w := &c.wr
-	w.buffered += n
-	w.one = wire
-	k := c.writeOnce()
-	switch {
-	case w.err != nil:
-		c.writeFailed(w.err)
-	case k == len(wire):
-		w.buffered = w.heldSize
-	default:
-		w.out = newOutbox()
-		w.buffered -= w.out.advance(wire, k)
-		w.out.push(wire[k:])
-		c.startWriter()
-	}
+	c.wr.buffered += n
+	op := newWrite()
+	op.one = wire
+	c.writeNow(op)
 }
 
 // Broadcast sends m to each of the sockets and returns how many took it. It

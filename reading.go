@@ -21,21 +21,22 @@ import (
 // wraps net.ErrClosed and the [CloseEvent]. On a socket with OnMessage it is
 // [ErrReading].
 func (c *WebSocket) Read(ctx context.Context) (Message, error) {
-	if err := c.takeTurn(ctx); err != nil {
+	k, err := c.takeTurn(ctx)
+	if err != nil {
 		return Message{}, err
 	}
-	defer c.endTurn()
+	defer k.endTurn()
 	for {
-		if err := c.borrow(ctx); err != nil {
+		if err := c.borrow(ctx, k); err != nil {
 			return Message{}, err
 		}
-		ev := c.rd.full
-		c.rd.full = event{}
-		if ev.kind == evNone && c.skipStream() {
+		ev := k.full
+		k.full = event{}
+		if ev.kind == evNone && c.skipStream(k) {
 			ev = c.step()
 		}
 		if ev.kind != evMessage {
-			c.giveBack(true)
+			c.giveBack(k, true)
 			continue
 		}
 		if c.rd.head {
@@ -46,7 +47,7 @@ func (c *WebSocket) Read(ctx context.Context) (Message, error) {
 			poisonBytes(ev.data)
 		}
 		c.core.release()
-		c.giveBack(false)
+		c.giveBack(k, false)
 		return m, nil
 	}
 }
@@ -93,34 +94,35 @@ type stream struct {
 // ctx. Only at its io.EOF is the message known to be complete, and text to be
 // UTF-8 to its end.
 func (c *WebSocket) NextReader(ctx context.Context) (MessageType, io.Reader, error) {
-	if err := c.takeTurn(ctx); err != nil {
+	k, err := c.takeTurn(ctx)
+	if err != nil {
 		return 0, nil, err
 	}
-	defer c.endTurn()
+	defer k.endTurn()
 	for {
-		if err := c.borrow(ctx); err != nil {
+		if err := c.borrow(ctx, k); err != nil {
 			return 0, nil, err
 		}
-		if c.rd.stream == nil {
-			c.rd.stream = &stream{c: c}
+		if k.stream == nil {
+			k.stream = &stream{c: c}
 		}
-		ev := c.rd.full
-		c.rd.full = event{}
-		if ev.kind == evNone && c.skipStream() {
+		ev := k.full
+		k.full = event{}
+		if ev.kind == evNone && c.skipStream(k) {
 			c.core.stream = true
 			ev = c.step()
 			c.core.stream = false
 		}
 		if ev.kind == evNone {
-			c.giveBack(true)
+			c.giveBack(k, true)
 			continue
 		}
 		if c.rd.head {
 			c.dropHead()
 		}
-		s := c.rd.stream
+		s := k.stream
 		*s = stream{c: c, ctx: ctx, open: true, chunk: ev.data, last: ev.kind != evChunk}
-		c.giveBack(false)
+		c.giveBack(k, false)
 		return MessageType(ev.op), s, nil
 	}
 }
@@ -128,10 +130,11 @@ func (c *WebSocket) NextReader(ctx context.Context) (MessageType, io.Reader, err
 // Read reads from the message that NextReader found.
 func (s *stream) Read(p []byte) (int, error) {
 	c := s.c
-	if err := c.takeTurn(s.ctx); err != nil {
+	k, err := c.takeTurn(s.ctx)
+	if err != nil {
 		return 0, err
 	}
-	defer c.endTurn()
+	defer k.endTurn()
 	for {
 		switch {
 		case s.err != nil:
@@ -141,7 +144,7 @@ func (s *stream) Read(p []byte) (int, error) {
 		case len(p) == 0:
 			return 0, nil
 		}
-		if err := c.borrow(s.ctx); err != nil {
+		if err := c.borrow(s.ctx, k); err != nil {
 			if c.ReadyState() != Open {
 				s.err = err
 			}
@@ -159,7 +162,7 @@ func (s *stream) Read(p []byte) (int, error) {
 			s.open = false
 			c.core.release()
 		}
-		c.giveBack(more)
+		c.giveBack(k, more)
 		if n > 0 {
 			return n, nil
 		}
@@ -168,8 +171,8 @@ func (s *stream) Read(p []byte) (int, error) {
 
 // skipStream throws away what is left of a message that was read in pieces and
 // reports whether its end has been reached. The read side is borrowed.
-func (c *WebSocket) skipStream() bool {
-	s := c.rd.stream
+func (c *WebSocket) skipStream(k *calls) bool {
+	s := k.stream
 	for s != nil && s.open {
 		s.chunk = nil
 		if !s.last {
@@ -189,12 +192,12 @@ func (c *WebSocket) skipStream() bool {
 // step looks for a message, or a piece of one, in what has been received. None
 // means that more must come first. The read side is borrowed.
 func (c *WebSocket) step() event {
-	for c.in != nil && c.rd.off < len(c.in.b) && c.rd.verdict == vMore {
+	for c.in != nil && int(c.rd.off) < len(c.in.b) && c.rd.verdict == vMore {
 		ev, n := c.core.next(c.in.b[c.rd.off:])
 		if ev.kind == evNone && n == 0 {
 			break
 		}
-		c.rd.off += n
+		c.rd.off += int32(n)
 		switch ev.kind {
 		case evMessage, evChunk, evLastChunk:
 			return ev
@@ -205,34 +208,32 @@ func (c *WebSocket) step() event {
 }
 
 // takeTurn fixes the reading style and waits for the Read that is going on.
-func (c *WebSocket) takeTurn(ctx context.Context) error {
+func (c *WebSocket) takeTurn(ctx context.Context) (*calls, error) {
 	c.mu.Lock()
-	if c.onMessage.Load() != nil {
+	if c.lf.callbacks {
 		c.mu.Unlock()
-		return ErrReading
+		return nil, ErrReading
 	}
 	c.lf.reading = true
-	if c.lf.turn == nil {
-		c.lf.turn = make(chan struct{}, 1)
-	}
+	k := c.callsLocked()
 	c.mu.Unlock()
 	select {
-	case c.lf.turn <- struct{}{}:
-		return nil
+	case k.turn <- struct{}{}:
+		return k, nil
 	default:
 	}
 	select {
-	case c.lf.turn <- struct{}{}:
-		return nil
+	case k.turn <- struct{}{}:
+		return k, nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 }
 
-func (c *WebSocket) endTurn() { <-c.lf.turn }
+func (k *calls) endTurn() { <-k.turn }
 
 // borrow waits until the reader has come to a message, and borrows its side.
-func (c *WebSocket) borrow(ctx context.Context) error {
+func (c *WebSocket) borrow(ctx context.Context, k *calls) error {
 	c.mu.Lock()
 	for {
 		switch {
@@ -244,12 +245,9 @@ func (c *WebSocket) borrow(ctx context.Context) error {
 			c.mu.Unlock()
 			return nil
 		}
-		if c.lf.arrived == nil {
-			c.lf.arrived = make(chan struct{}, 1)
-		}
 		c.mu.Unlock()
 		select {
-		case <-c.lf.arrived:
+		case <-k.arrived:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -259,14 +257,14 @@ func (c *WebSocket) borrow(ctx context.Context) error {
 
 // giveBack returns the read side. The reader goes on if more bytes are needed,
 // and unless something of the next message is there already.
-func (c *WebSocket) giveBack(more bool) {
-	s := c.rd.stream
+func (c *WebSocket) giveBack(k *calls, more bool) {
+	s := k.stream
 	atHand := !more && c.rd.verdict == vMore && (s != nil && s.open && (len(s.chunk) > 0 || s.last) ||
-		c.in != nil && c.rd.off < len(c.in.b) && !c.core.assembling() && c.mustWait())
+		c.in != nil && int(c.rd.off) < len(c.in.b) && !c.core.assembling() && c.mustWait())
 	c.mu.Lock()
 	c.lf.lent = false
 	c.lf.resume, c.lf.fill = !atHand, more && c.rd.verdict == vMore
-	if !atHand || c.aborted.Load() || c.ReadyState() != Open || c.lf.tasks != nil {
+	if !atHand || c.aborted.Load() || c.ReadyState() != Open || c.lf.x.tasks != nil {
 		c.openGateLocked()
 	}
 	c.mu.Unlock()
@@ -274,10 +272,7 @@ func (c *WebSocket) giveBack(more bool) {
 
 // wakeReadLocked has borrow look again. mu is held.
 func (c *WebSocket) wakeReadLocked() {
-	if c.lf.arrived != nil {
-		select {
-		case c.lf.arrived <- struct{}{}:
-		default:
-		}
+	if calls := c.seldom().calls; calls != nil {
+		signal(calls.arrived)
 	}
 }

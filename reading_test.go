@@ -693,7 +693,7 @@ func TestPing(t *testing.T) {
 		if _, err := c.Ping(t.Context()); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%v", err)
 		}
-		if len(c.lf.pings) != 0 {
+		if len(c.seldom().pings) != 0 {
 			t.Error("pings kept")
 		}
 	})

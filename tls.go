@@ -83,14 +83,21 @@ func (l *WebSocketListener) sniff(conn net.Conn, b *buffer) (net.Conn, error) {
 	return t, nil
 }
 
+// isTLS reports whether conn is TLS.
+func isTLS(conn net.Conn) bool {
+	_, ok := conn.(*tls.Conn)
+	return ok
+}
+
 // tlsState returns what was agreed on with the peer, nil without TLS.
 func tlsState(conn net.Conn) *tls.ConnectionState {
-	t, ok := conn.(*tls.Conn)
-	if !ok {
-		return nil
+	for ; conn != nil; conn = under(conn) {
+		if t, ok := conn.(*tls.Conn); ok {
+			s := t.ConnectionState()
+			return &s
+		}
 	}
-	s := t.ConnectionState()
-	return &s
+	return nil
 }
 
 // An earlyConn is a connection of which some bytes have been read already.

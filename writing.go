@@ -151,11 +151,11 @@ func (m *messageWriter) Close() error {
 		return err
 	}
 	w.streamed = false
-	if w.held != nil {
+	if w.held() != nil {
 		c.flushLocked() // while heldSize still tells what of buffered is not in the cork
 	}
-	if held := w.held; held != nil {
-		w.held, w.heldSize = nil, 0
+	if held := w.held(); held != nil {
+		w.more.held, w.more.heldSize = nil, 0
 		if w.out != nil {
 			w.out.join(held)
 		} else {

@@ -468,7 +468,7 @@ func TestNextWriter_Abandoned(t *testing.T) {
 		theirs.Close()
 		wg.Wait()
 		<-c.Done()
-		if c.wr.held != nil || c.wr.out != nil {
+		if c.wr.held() != nil || c.wr.out != nil {
 			t.Error("memory kept")
 		}
 	})
