@@ -15,7 +15,7 @@ import (
 type Report struct {
 	Addresses []netip.Addr     // our own, IPv4 before IPv6, without loopback and link-local ones
 	Gateways  []netip.Addr     // the gateways for IPv4 that were asked, the preferred one first
-	Protocols []ProtocolReport // PCP, NAT-PMP and UPnP, in the order in which Any prefers them
+	Protocols []ProtocolReport // PCP, NAT-PMP and UPnP, in the order in which Any prefers them; then what further gateways answered
 
 	// Diagnosis says what can be said without a mapping. Its code may be
 	// "ready" instead of "mapped": the gateway answers, and nothing stands
@@ -30,6 +30,7 @@ type ProtocolReport struct {
 	Version  string        // what it speaks: "2" in PCP, "0" in NAT-PMP, the service in UPnP, as in "WANIPConnection:1"
 	External netip.Addr    // its outside address; invalid if it has none, and in PCP, which tells it only with a mapping
 	Took     time.Duration // from the question to this
+	Entries  []PortEntry   // of ProbePort, in UPnP: forwards of that external port, or to that port of ours
 	Err      error         // why it cannot be used, nil if it can
 }
 
@@ -40,9 +41,13 @@ const probeTimeout = 10 * time.Second
 // and changes nothing. It takes as long as the slowest protocol, a few seconds
 // where one is met with silence. The error is that of ctx; whatever else goes
 // wrong is part of the report.
-func Probe(ctx context.Context) (Report, error) {
+func Probe(ctx context.Context) (Report, error) { return ProbePort(ctx, 0) }
+
+// ProbePort is Probe, and also asks who has this TCP port already, which only
+// UPnP can tell. Of a long table no more than the first lines are read.
+func ProbePort(ctx context.Context, port uint16) (Report, error) {
 	h := systemHost()
-	return survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), localAddrs}.run(ctx)
+	return survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), localAddrs, port}.run(ctx)
 }
 
 // A survey is what a Probe asks.
@@ -51,6 +56,7 @@ type survey struct {
 	pmp   *natPMP
 	upnp  *upnp
 	addrs func() []netip.Addr
+	port  uint16 // whose entries are wanted, 0 for none
 }
 
 func (s survey) run(ctx context.Context) (Report, error) {
@@ -68,42 +74,13 @@ func (s survey) run(ctx context.Context) (Report, error) {
 	}
 	call, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	asks := []func() ProtocolReport{
-		func() ProtocolReport {
-			l, err := s.pcp.find(call, "probe", links)
-			return ProtocolReport{Name: s.pcp.Name(), Gateway: l.gateway, Version: "2", Err: err}
-		},
-		func() ProtocolReport {
-			l, addr, err := s.pmp.find(call, "probe", links)
-			return ProtocolReport{Name: s.pmp.Name(), Gateway: l.gateway, Version: "0", External: addr, Err: err}
-		},
-		func() ProtocolReport {
-			p := ProtocolReport{Name: s.upnp.Name()}
-			d, err := s.upnp.discover(call, "probe", links)
-			if err != nil {
-				p.Err = err
-				return p
-			}
-			d.mu.Lock()
-			p.External = d.external
-			d.mu.Unlock()
-			p.Gateway, p.Version = d.device.hit.device, d.urn[strings.LastIndex(d.urn, ":service:")+len(":service:"):]
-			if !p.External.IsValid() {
-				kind := WANDown
-				if up, _ := d.connected(call); up {
-					kind = AddressMismatch
-				}
-				p.Err = s.upnp.fail("probe", p.Gateway, &Error{Kind: kind})
-			}
-			return p
-		},
-	}
-	r.Protocols = make([]ProtocolReport, len(asks))
+	asks := []func(context.Context, []link) ProtocolReport{s.askPCP, s.askNATPMP, s.askUPnP}
+	all := make([]ProtocolReport, len(links)*len(asks))
 	start := time.Now()
 	var wg sync.WaitGroup
-	for i, ask := range asks {
+	for i := range all {
 		wg.Go(func() {
-			p := ask()
+			p := asks[i%len(asks)](call, links[i/len(asks):][:1])
 			p.Took = time.Since(start)
 			if e, ok := p.Err.(*Error); ok {
 				if p.Gateway = e.Gateway; transport(e) {
@@ -113,12 +90,51 @@ func (s survey) run(ctx context.Context) (Report, error) {
 			if p.Err != nil && !p.Gateway.IsValid() {
 				p.Version = ""
 			}
-			r.Protocols[i] = p
+			all[i] = p
 		})
 	}
 	wg.Wait()
+	for i, p := range all {
+		if i < len(asks) || p.Gateway.IsValid() {
+			r.Protocols = append(r.Protocols, p)
+		}
+	}
 	r.Diagnosis = r.diagnose(links[0].local)
 	return r, ctx.Err()
+}
+
+func (s survey) askPCP(ctx context.Context, links []link) ProtocolReport {
+	l, err := s.pcp.find(ctx, "probe", links)
+	return ProtocolReport{Name: s.pcp.Name(), Gateway: l.gateway, Version: "2", Err: err}
+}
+
+func (s survey) askNATPMP(ctx context.Context, links []link) ProtocolReport {
+	l, addr, err := s.pmp.find(ctx, "probe", links)
+	return ProtocolReport{Name: s.pmp.Name(), Gateway: l.gateway, Version: "0", External: addr, Err: err}
+}
+
+func (s survey) askUPnP(ctx context.Context, links []link) ProtocolReport {
+	p := ProtocolReport{Name: s.upnp.Name()}
+	d, err := s.upnp.discover(ctx, "probe", links)
+	if err != nil {
+		p.Err = err
+		return p
+	}
+	d.mu.Lock()
+	p.External = d.external
+	d.mu.Unlock()
+	p.Gateway, p.Version = d.device.hit.device, d.urn[strings.LastIndex(d.urn, ":service:")+len(":service:"):]
+	if s.port != 0 {
+		p.Entries = d.entriesOf(ctx, s.port)
+	}
+	if !p.External.IsValid() {
+		kind := WANDown
+		if up, _ := d.connected(ctx); up {
+			kind = AddressMismatch
+		}
+		p.Err = s.upnp.fail("probe", p.Gateway, &Error{Kind: kind})
+	}
+	return p
 }
 
 // diagnose says what the answers come to, for the address of ours that faces

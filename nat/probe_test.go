@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -48,7 +50,7 @@ func TestProbe(t *testing.T) {
 			t.Parallel()
 			f := natlab.StartFake(t, c.config)
 			own := []netip.Addr{netip.MustParseAddr("192.168.1.5")}
-			s := survey{testPCP(f), testPMP(f), testUPnP(f), func() []netip.Addr { return own }}
+			s := survey{testPCP(f), testPMP(f), testUPnP(f), func() []netip.Addr { return own }, 0}
 			r, err := s.run(t.Context())
 			if err != nil || len(r.Protocols) != 3 || len(r.Gateways) != 1 || r.Gateways[0] != f.Addr || len(r.Addresses) != 1 {
 				t.Fatalf("%+v, %v", r, err)
@@ -77,7 +79,7 @@ func TestProbe(t *testing.T) {
 
 func TestProbeNoNetwork(t *testing.T) {
 	h := loopbackHost()
-	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), localAddrs}.run(t.Context())
+	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), localAddrs, 0}.run(t.Context())
 	if err != nil || r.Diagnosis.Code != "no-network" || len(r.Protocols) != 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -93,8 +95,72 @@ func TestProbeCancel(t *testing.T) {
 	f := natlab.StartFake(t, natlab.FakeConfig{PCP: mute})
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)
-	_, err := survey{testPCP(f), testPMP(f), testUPnP(f), localAddrs}.run(ctx)
+	_, err := survey{testPCP(f), testPMP(f), testUPnP(f), localAddrs, 0}.run(ctx)
 	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// Who has a port already: found by its number, or, where the gateway lists its
+// table, because it leads to ours.
+func TestProbePort(t *testing.T) {
+	t.Parallel()
+	for _, list := range []bool{true, false} {
+		u := natlab.FakeUPnP{Serve: true, Fault: func(action string, _ map[string]string) int {
+			if action == "GetGenericPortMappingEntry" && !list {
+				return 401
+			}
+			return 0
+		}}
+		f := natlab.StartFake(t, natlab.FakeConfig{UPnP: u})
+		f.SetMapping(9000, natlab.FakeMapping{Client: "127.9.9.9", Port: 80, Lease: 600, Description: "their\u009b31m\u202e page"})
+		f.SetMapping(9001, natlab.FakeMapping{Client: localIP.String(), Port: 9000, Description: strings.Repeat("ä", 40)})
+		f.SetMapping(9002, natlab.FakeMapping{Client: localIP.String(), Port: 9002})
+		f.SetMapping(9003, natlab.FakeMapping{Client: "127.9.9.9", Port: 9000})
+		r, err := survey{testPCP(f), testPMP(f), testUPnP(f), localAddrs, 9000}.run(t.Context())
+		if err != nil || len(r.Protocols) != 3 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		want := []PortEntry{
+			{9000, netip.MustParseAddrPort("127.9.9.9:80"), "their31m page", 10 * time.Minute},
+			{9001, netip.AddrPortFrom(localIP, 9000), strings.Repeat("ä", 32), 0},
+		}
+		if !list {
+			want = want[:1]
+		}
+		if got := r.Protocols[2].Entries; !slices.Equal(got, want) {
+			t.Errorf("listing %v: %+v", list, got)
+		}
+		if f.Count("soap AddPortMapping")+f.Count("soap DeletePortMapping") != 0 || f.Count("soap GetGenericPortMappingEntry") > 5 {
+			t.Error("asked too much")
+		}
+	}
+	// A table without end is left after a while.
+	f := natlab.StartFake(t, natlab.FakeConfig{UPnP: natlab.FakeUPnP{Serve: true}})
+	for port := range uint16(200) {
+		f.SetMapping(20000+port, natlab.FakeMapping{Client: "127.9.9.9", Port: 9000})
+	}
+	r, err := survey{testPCP(f), testPMP(f), testUPnP(f), localAddrs, 9000}.run(t.Context())
+	if n := f.Count("soap GetGenericPortMappingEntry"); err != nil || n != maxEntries || len(r.Protocols[2].Entries) != 0 {
+		t.Errorf("%d lines read, %+v, %v", n, r, err)
+	}
+}
+
+// Each of several gateways is asked in each protocol; of the further ones only
+// answers are shown.
+func TestProbeSeveralGateways(t *testing.T) {
+	t.Parallel()
+	first := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: netip.MustParseAddr("192.168.3.4")}})
+	second := natlab.StartFake(t, natlab.FakeConfig{PCP: goodPCP(), PMP: natlab.FakePMP{Serve: true, External: publicIP}})
+	h := loopbackHost(first.Addr, second.Addr)
+	none := searcher{listen: 50 * time.Millisecond}
+	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, none), localAddrs, 0}.run(t.Context())
+	var got []string
+	for _, p := range r.Protocols {
+		got = append(got, p.Name+" "+p.Gateway.String())
+	}
+	want := []string{"pcp invalid IP", "nat-pmp " + first.Addr.String(), "upnp invalid IP", "pcp " + second.Addr.String(), "nat-pmp " + second.Addr.String()}
+	if err != nil || !slices.Equal(got, want) || r.Diagnosis.Code != "ready" {
+		t.Errorf("%q, %+v, %v", got, r.Diagnosis, err)
 	}
 }

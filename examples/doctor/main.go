@@ -3,31 +3,36 @@
 //
 //	go run ./examples/doctor [-json] [-try] [-port 9000]
 //
-// It only asks. With -try it also has the port forwarded and then gives it
-// back, which shows what asking cannot: whether the router permits it. The exit
-// status is 0 if nothing stands against a connection from outside, else 1.
+// It only asks, also who has the port already. With -try it listens on the
+// port for a moment, has it forwarded, sees whether a connection of its own
+// comes back through the router, and gives it back: that shows what asking
+// cannot, whether the router permits it. The exit status is 0 if nothing
+// stands against a connection from outside, else 1.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
+	"github.com/peerws/peerws"
 	"github.com/peerws/peerws/nat"
 )
 
 func main() {
 	asJSON := flag.Bool("json", false, "print one JSON object instead of a table")
 	try := flag.Bool("try", false, "open the port, look, and close it again")
-	port := flag.Uint("port", 9000, "TCP port to try")
+	port := flag.Uint("port", 9000, "TCP port to ask about, and to try")
 	flag.Parse()
 	if flag.NArg() > 0 || *port == 0 || *port > 65535 {
 		flag.Usage()
@@ -56,11 +61,14 @@ type finding struct {
 	Addresses []netip.Addr `json:"addresses"`
 	Gateways  []netip.Addr `json:"gateways"`
 	Protocols []protocol   `json:"protocols"`
-	Mapped    *mapped      `json:"mapped,omitempty"` // with -try, if it went well
-	Code      string       `json:"code"`             // of nat.Diagnosis
+	Port      uint16       `json:"port"`
+	Forwards  []forward    `json:"forwards"`         // of the port, that were there before
+	Mapped    []mapped     `json:"mapped,omitempty"` // with -try, if it went well
+	Code      string       `json:"code"`             // of peerws.Reachability; ready if asking found nothing against it
 	Summary   string       `json:"summary"`
 	Advice    string       `json:"advice,omitempty"`
-	Reachable bool         `json:"reachable"` // nothing stands against it
+	Detail    string       `json:"detail,omitempty"` // what the gateway said
+	Reachable bool         `json:"reachable"`        // nothing stands against it
 }
 
 type protocol struct {
@@ -72,51 +80,83 @@ type protocol struct {
 	Error    string  `json:"error,omitempty"`
 }
 
+type forward struct {
+	Gateway     string         `json:"gateway"`
+	External    uint16         `json:"external"`
+	Internal    netip.AddrPort `json:"internal"`
+	Description string         `json:"description,omitempty"`
+	Seconds     float64        `json:"lifetime,omitempty"` // what is left, 0 = no end
+}
+
 type mapped struct {
-	External netip.AddrPort `json:"external"`
-	Internal netip.AddrPort `json:"internal"`
-	Via      string         `json:"via"`
-	Seconds  float64        `json:"lifetime"`
+	URL      string `json:"url"`
+	Via      string `json:"via"`
+	Verified bool   `json:"verified"` // a connection has come through it
 }
 
 // examine asks the router and, with try, opens the port for a moment.
 func examine(ctx context.Context, try bool, port uint16) (finding, error) {
-	r, err := nat.Probe(ctx)
+	if !try {
+		r, err := nat.ProbePort(ctx, port)
+		return found(r, port), err
+	}
+	// A program that listens there already has the router's forward: it must
+	// not be taken away from it.
+	l, err := peerws.ListenConfig{}.Listen(ctx, int(port))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return finding{}, fmt.Errorf("port %d is in use on this machine: stop the program that listens there, or choose another with -port", port)
+	}
 	if err != nil {
 		return finding{}, err
 	}
-	if !try {
-		return found(r, nat.Status{Diagnosis: r.Diagnosis}), nil
+	l.Close()
+	r, err := nat.ProbePort(ctx, port) // before the port is forwarded
+	if err != nil {
+		return finding{}, err
 	}
-	settled := make(chan nat.Status, 1)
-	m := nat.NewManager(nat.ManagerConfig{
-		Mapper:      nat.Any(),
-		Internal:    netip.AddrPortFrom(netip.IPv4Unspecified(), port),
-		Description: "peerws doctor",
-		Lifetime:    2 * time.Minute, // if it could not be given back
-		OnChange: func(s nat.Status) {
-			select {
-			case settled <- s:
-			default:
-			}
-		},
-	})
-	defer m.Close()
-	select {
-	case s := <-settled:
-		return found(r, s), m.Close()
-	case <-ctx.Done():
-		return finding{}, ctx.Err()
-	}
+	f := found(r, port)
+	return f, f.try(ctx, port)
 }
 
-// found puts together what was asked and what was tried.
-func found(r nat.Report, s nat.Status) finding {
-	f := finding{Addresses: r.Addresses, Gateways: r.Gateways, Code: s.Diagnosis.Code, Summary: s.Diagnosis.Summary, Advice: s.Diagnosis.Advice}
-	switch f.Code {
-	case "public", "mapped", "ready":
-		f.Reachable = true
+// proofTime is how long a connection of our own is waited for: a router that
+// lets it through does so at once.
+const proofTime = 3 * time.Second
+
+// try has the port forwarded and notes what comes of it.
+func (f *finding) try(ctx context.Context, port uint16) error {
+	l, err := peerws.ListenConfig{NAT: nat.Any()}.Listen(ctx, int(port))
+	if err != nil {
+		return err
 	}
+	defer l.Close()
+	changed := make(chan struct{}, 1)
+	l.OnAddressChange(func([]peerws.Address) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	if err := l.Ready(ctx); err != nil {
+		return err
+	}
+	for timeout := time.After(proofTime); l.Reachability().Code == "mapped"; {
+		select {
+		case <-changed:
+			continue
+		case <-timeout:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		break
+	}
+	f.tried(l.Addresses(), l.Reachability())
+	return l.Close()
+}
+
+// found puts together what was asked.
+func found(r nat.Report, port uint16) finding {
+	f := finding{Addresses: r.Addresses, Gateways: r.Gateways, Port: port, Forwards: []forward{}}
+	f.conclude(peerws.Reachability(r.Diagnosis))
 	for _, p := range r.Protocols {
 		x := protocol{Name: p.Name, Version: p.Version, Millis: float64(p.Took.Microseconds()) / 1000}
 		if p.Gateway.IsValid() {
@@ -129,12 +169,26 @@ func found(r nat.Report, s nat.Status) finding {
 			x.Error = p.Err.Error()
 		}
 		f.Protocols = append(f.Protocols, x)
-	}
-	if len(s.Leases) > 0 {
-		l := s.Leases[0]
-		f.Mapped = &mapped{External: l.External, Internal: l.Internal, Via: l.Via, Seconds: l.Lifetime.Seconds()}
+		for _, e := range p.Entries {
+			f.Forwards = append(f.Forwards, forward{x.Gateway, e.External, e.Internal, e.Description, e.Lifetime.Seconds()})
+		}
 	}
 	return f
+}
+
+// tried adds what came of it.
+func (f *finding) tried(addresses []peerws.Address, r peerws.Reachability) {
+	for _, a := range addresses {
+		if a.Via != "direct" && a.State != peerws.Lost {
+			f.Mapped = append(f.Mapped, mapped{a.URL, a.Via, a.State == peerws.Verified})
+		}
+	}
+	f.conclude(r)
+}
+
+func (f *finding) conclude(r peerws.Reachability) {
+	f.Code, f.Summary, f.Advice, f.Detail = r.Code, r.Summary, r.Advice, r.Detail
+	f.Reachable = slices.Contains([]string{"public", "mapped", "verified", "ready"}, f.Code)
 }
 
 func printJSON(w io.Writer, f finding) error {
@@ -163,14 +217,24 @@ func printTable(w io.Writer, f finding) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%.0f ms\n", p.Name, answer, p.Millis)
 	}
-	if m := f.Mapped; m != nil {
-		fmt.Fprintf(t, "tried\t%s was forwarded to %s via %s, and given back\n", m.External, m.Internal, m.Via)
+	for _, e := range f.Forwards {
+		fmt.Fprintf(t, "port %d\tis forwarded to %s already%s%s\n", e.External, e.Internal, quoted(e.Description), left(e.Seconds))
+	}
+	for _, m := range f.Mapped {
+		proof := "no connection of ours came back through it, which most routers do not allow"
+		if m.Verified {
+			proof = "a connection of ours came back through it"
+		}
+		fmt.Fprintf(t, "tried\t%s led here via %s; %s; given back\n", m.URL, m.Via, proof)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	verdict := "Peers cannot reach this machine yet."
-	if f.Reachable {
+	switch {
+	case f.Code == "verified":
+		verdict = "Peers can reach this machine."
+	case f.Reachable:
 		verdict = "Peers can reach this machine, as far as can be told from inside."
 	}
 	_, err := fmt.Fprintf(w, "\n%s %s", verdict, f.Summary)
@@ -181,4 +245,20 @@ func printTable(w io.Writer, f finding) error {
 		_, err = fmt.Fprintln(w)
 	}
 	return err
+}
+
+// quoted is what the owner of a forward calls it.
+func quoted(s string) string {
+	if s == "" {
+		return ""
+	}
+	return fmt.Sprintf(", called %q", s)
+}
+
+// left is for how long a forward stays.
+func left(seconds float64) string {
+	if seconds == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", for another %v", time.Duration(seconds)*time.Second)
 }

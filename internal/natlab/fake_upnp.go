@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -279,6 +281,15 @@ func (f *Fake) perform(s FakeService, action string, args map[string]string, cli
 		}
 		return element("NewInternalPort", fmt.Sprint(m.Port)) + element("NewInternalClient", m.Client) + element("NewEnabled", "1") +
 			element("NewPortMappingDescription", m.Description) + element("NewLeaseDuration", fmt.Sprint(m.Lease)), 0
+	case "GetGenericPortMappingEntry":
+		index, err := strconv.Atoi(args["NewPortMappingIndex"])
+		if ports := slices.Sorted(maps.Keys(f.table)); err == nil && index >= 0 && index < len(ports) {
+			m := f.table[ports[index]]
+			return element("NewRemoteHost", "") + element("NewExternalPort", fmt.Sprint(ports[index])) + element("NewProtocol", "TCP") +
+				element("NewInternalPort", fmt.Sprint(m.Port)) + element("NewInternalClient", m.Client) + element("NewEnabled", "1") +
+				element("NewPortMappingDescription", m.Description) + element("NewLeaseDuration", fmt.Sprint(m.Lease)), 0
+		}
+		return "", 713
 	case "DeletePortMapping":
 		if _, ok := f.table[external]; !ok {
 			return "", 714

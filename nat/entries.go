@@ -1,0 +1,104 @@
+package nat
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Looking into a gateway's table of forwards. Only UPnP has a way to do that;
+// many gateways put there what was made in the other protocols as well.
+
+// A PortEntry is a line of a gateway's table: a TCP port that it forwards.
+type PortEntry struct {
+	External    uint16
+	Internal    netip.AddrPort // who gets the connections
+	Description string         // as its owner called it; not to be trusted
+	Lifetime    time.Duration  // what is left of it; 0 = no end, or not said
+}
+
+// How much of a table is read.
+const (
+	maxEntries     = 64 // lines of the table, whoever's they are
+	entriesTimeout = 4 * time.Second
+
+	maxEntryText = 64 // bytes of a description that are kept
+)
+
+// A tableLine is what the table's actions answer (WANIPConnection:2 §2.6.13,
+// §2.6.14); the specific one leaves out what it was asked for.
+type tableLine struct {
+	NewExternalPort           string
+	NewProtocol               string
+	NewInternalPort           string
+	NewInternalClient         string
+	NewPortMappingDescription string
+	NewLeaseDuration          string
+}
+
+// entry is the line as a value; ok is false if it makes no sense.
+func (l *tableLine) entry() (e PortEntry, ok bool) {
+	external, err := strconv.ParseUint(strings.TrimSpace(l.NewExternalPort), 10, 16)
+	if err != nil || !strings.EqualFold(strings.TrimSpace(l.NewProtocol), "TCP") {
+		return PortEntry{}, false
+	}
+	port, err := strconv.ParseUint(strings.TrimSpace(l.NewInternalPort), 10, 16)
+	if err != nil {
+		return PortEntry{}, false
+	}
+	client, err := netip.ParseAddr(strings.TrimSpace(l.NewInternalClient))
+	if err != nil {
+		return PortEntry{}, false
+	}
+	e = PortEntry{External: uint16(external), Internal: netip.AddrPortFrom(client, uint16(port)), Description: printable(l.NewPortMappingDescription)}
+	if seconds, err := strconv.ParseUint(strings.TrimSpace(l.NewLeaseDuration), 10, 32); err == nil {
+		e.Lifetime = time.Duration(seconds) * time.Second
+	}
+	return e, true
+}
+
+// printable is what of a stranger's text can be shown on a terminal.
+func printable(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r == '\uFFFD' || !strconv.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s)
+	if len(s) > maxEntryText {
+		s = strings.ToValidUTF8(s[:maxEntryText], "")
+	}
+	return s
+}
+
+// entriesOf lists who has the external port, and which others lead to our own
+// one. A gateway that cannot list its table tells the first at least.
+func (s *service) entriesOf(ctx context.Context, port uint16) []PortEntry {
+	ctx, cancel := context.WithTimeout(ctx, entriesTimeout)
+	defer cancel()
+	var all []PortEntry
+	out := tableLine{}
+	key := mappingKey{NewExternalPort: formatPort(port), NewProtocol: "TCP"}
+	if s.call(ctx, "GetSpecificPortMappingEntry", &key, &out) == nil {
+		out.NewExternalPort, out.NewProtocol = key.NewExternalPort, key.NewProtocol
+		if e, ok := out.entry(); ok {
+			all = append(all, e)
+		}
+	}
+	own := netip.AddrPortFrom(s.device.hit.link.local, port)
+	for i := range maxEntries {
+		in := struct{ NewPortMappingIndex string }{strconv.Itoa(i)}
+		out := tableLine{}
+		if s.call(ctx, "GetGenericPortMappingEntry", &in, &out) != nil {
+			break // 713 is the end; what else it may say helps nobody
+		}
+		e, ok := out.entry()
+		if ok && (e.External == port || e.Internal == own) && !slices.ContainsFunc(all, func(x PortEntry) bool { return x.External == e.External }) {
+			all = append(all, e)
+		}
+	}
+	return all
+}
