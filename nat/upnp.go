@@ -192,6 +192,9 @@ func (u *upnp) obtain(ctx context.Context, s *service, internal netip.AddrPort, 
 // some do so with everybody's, forwards made by hand included.
 func (u *upnp) addPort(ctx context.Context, s *service, internal netip.AddrPort, port uint16, r Request) (entry, error) {
 	switch e, err := s.entry(ctx, port); {
+	case err == nil && movedFrom(r.Previous, e, internal) && s.remove(ctx, port) == nil:
+		// Ours, from before our address changed. Some gateways let only the
+		// old address delete it; then it is in the way as anybody's is.
 	case err == nil && !e.ours(internal) && !e.client.IsUnspecified():
 		return entry{}, &Error{Kind: Conflict, Code: codeConflict, Err: fmt.Errorf("external port %d is forwarded to %s", port, netip.AddrPortFrom(e.client, e.port))}
 	case ctx.Err() != nil, kindOf(err) == Timeout:
@@ -272,6 +275,12 @@ func (u *upnp) addPort(ctx context.Context, s *service, internal netip.AddrPort,
 	}
 }
 
+// movedFrom reports whether e is the entry of the lease prev, made when our
+// address was another.
+func movedFrom(prev *Lease, e entry, internal netip.AddrPort) bool {
+	return prev != nil && prev.Internal != internal && prev.External.Port() == e.external && e.ours(prev.Internal)
+}
+
 // sleep waits for d, or less if ctx ends.
 func sleep(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
@@ -298,6 +307,13 @@ func (u *upnp) verify(ctx context.Context, s *service, internal netip.AddrPort, 
 	e, err := s.entry(ctx, m.external)
 	switch {
 	case codeOf(err) == codeNoSuchEntry:
+		if same := internal.Port(); m.external != same {
+			// There are gateways that map every port to the same one, and
+			// do not say so.
+			if e, err := s.entry(ctx, same); err == nil && e.ours(internal) {
+				return e, nil
+			}
+		}
 		return entry{}, &Error{Kind: NoResources, Code: codeNoSuchEntry, Err: errors.New("the gateway accepted the mapping and does not have it")}
 	case err != nil:
 		return m, nil

@@ -4,15 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +36,7 @@ func TestUPnP(t *testing.T) {
 		{"WANIPConnection:2", "AddAnyPortMapping"},
 		{"WANPPPConnection:1", "AddPortMapping"},
 		{urnOldIP, "AddPortMapping"},
+		{urnOldPPP, "AddPortMapping"},
 	} {
 		t.Run(c.urn, func(t *testing.T) {
 			t.Parallel()
@@ -151,6 +147,13 @@ func TestUPnPQuirks(t *testing.T) {
 			return 0
 		}}, lifetime: time.Hour, adds: 2},
 		{name: "724 although they are", upnp: natlab.FakeUPnP{Fault: always(724)}, kind: Refused, code: 724, adds: 1},
+		{name: "maps only same ports, and does not say so", external: 8080, upnp: natlab.FakeUPnP{SamePorts: true}, lifetime: time.Hour, adds: 1},
+		{name: "715 no wildcard for the sender", upnp: natlab.FakeUPnP{Fault: always(715)}, kind: Refused, code: 715, adds: 1},
+		{name: "716 no wildcard for the port", upnp: natlab.FakeUPnP{Fault: always(716)}, kind: Refused, code: 716, adds: 1},
+		{name: "726 only wildcard senders", upnp: natlab.FakeUPnP{Fault: always(726)}, kind: Refused, code: 726, adds: 1},
+		{name: "725 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(725)}, kind: Refused, code: 725, adds: 2},
+		{name: "bare 500 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(-500)}, kind: Refused, code: 500, adds: 2},
+		{name: "718 because our internal port has another external one", upnp: natlab.FakeUPnP{Fault: always(718)}, table: map[uint16]natlab.FakeMapping{9001: {Client: "127.0.0.1", Port: 9000}}, kind: Conflict, code: 718, adds: 5},
 		{name: "401 no such action", upnp: natlab.FakeUPnP{Fault: always(401)}, kind: Unsupported, code: 401},
 		{name: "IGD2 without AddAnyPortMapping", upnp: natlab.FakeUPnP{Services: ipConnection(2), Fault: func(action string, _ map[string]string) int {
 			if action == "AddAnyPortMapping" {
@@ -195,12 +198,25 @@ func TestUPnPQuirks(t *testing.T) {
 		{name: "faults with status 200", upnp: natlab.FakeUPnP{Fault: leases(725, "0"), FaultBody: func(code int) (int, string) {
 			return 200, natlab.SOAPFault(code)
 		}}, lifetime: 0, adds: 2},
+		{name: "faults with capital letters", upnp: natlab.FakeUPnP{Fault: leases(725, "0"), FaultBody: func(code int) (int, string) {
+			return 500, strings.NewReplacer("faultcode", "faultCode", "faultstring", "faultString").Replace(natlab.SOAPFault(code))
+		}}, lifetime: 0, adds: 2},
+		{name: "faults without a detail", upnp: natlab.FakeUPnP{Fault: leases(725, "0"), FaultBody: func(code int) (int, string) {
+			before, after, _ := strings.Cut(natlab.SOAPFault(code), "<detail>")
+			_, after, _ = strings.Cut(after, "</detail>")
+			return 500, before + after
+		}}, lifetime: 0, adds: 2},
+		{name: "faults as a web page", upnp: natlab.FakeUPnP{Fault: leases(725, "0"), FaultBody: func(int) (int, string) { return 500, "<html><h1>Internal Server Error</h1>" }}, lifetime: 0, adds: 2},
 		{name: "faults with another prefix", upnp: natlab.FakeUPnP{Fault: leases(725, "0"), FaultBody: func(code int) (int, string) {
 			return 500, strings.NewReplacer("s:", "SOAP:", ":s=", ":SOAP=").Replace(natlab.SOAPFault(code))
 		}}, lifetime: 0, adds: 2},
 		{name: "answers in Latin-1", upnp: natlab.FakeUPnP{Body: func(_, body string) string {
 			return strings.Replace(body, `<?xml version="1.0"?>`, "<?xml version=\"1.0\" encoding=\"ISO-8859-1\"?><!-- \xe9 -->", 1)
 		}}, lifetime: time.Hour},
+		{name: "describes itself in GB2312", upnp: natlab.FakeUPnP{Description: "<?xml version=\"1.0\" encoding=\"GB2312\"?>" + describeXML("<friendlyName>\xc2\xb7\xd3\xc9</friendlyName>", urnIP1, "ctl/0")}, lifetime: time.Hour},
+		{name: "URLBase wrong, control URL without a slash", upnp: natlab.FakeUPnP{Description: describeXML("<URLBase>http://192.168.99.1:80/</URLBase>", urnIP1, "ctl/0")}, lifetime: time.Hour},
+		{name: "two devices and old types in one", upnp: natlab.FakeUPnP{Description: describeXML("", "urn:schemas-upnp-org:service:Layer3Forwarding:1", "/l3f", urnOldIP, "/nothing", urnIP1, "/ctl/0")}, lifetime: time.Hour},
+		{name: "answers after a while", upnp: natlab.FakeUPnP{HTTP: func(http.ResponseWriter, *http.Request) bool { time.Sleep(70 * time.Millisecond); return false }}, lifetime: time.Hour, adds: 1},
 		{name: "answers with nonsense", upnp: natlab.FakeUPnP{Body: func(_, body string) string { return "<html>" }}, kind: Malformed},
 		{name: "answers with too much", upnp: natlab.FakeUPnP{Body: func(_, body string) string { return body + strings.Repeat(" ", 65<<10) }}, kind: Malformed},
 		{name: "asks for a password", upnp: natlab.FakeUPnP{Fault: always(-401)}, kind: Refused, code: 401},
@@ -346,145 +362,6 @@ func TestUPnPChoice(t *testing.T) {
 	}
 }
 
-// A victim is a server on another address of this machine that must never
-// hear from us.
-func victim(t *testing.T) (url string, asked *atomic.Int32) {
-	t.Helper()
-	asked = new(atomic.Int32)
-	ln, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }), ReadHeaderTimeout: time.Second}
-	go s.Serve(ln)
-	t.Cleanup(func() { s.Close() })
-	return "http://" + ln.Addr().String(), asked
-}
-
-// A gateway, or somebody who speaks in its place, that wants us elsewhere or
-// drowns us gets nowhere.
-func TestUPnPHostile(t *testing.T) {
-	t.Parallel()
-	evil, asked := victim(t)
-	reply := func(location string) string { return "HTTP/1.1 200 OK\r\nLOCATION: " + location + "\r\n\r\n" }
-	for _, c := range []struct {
-		name string
-		upnp natlab.FakeUPnP
-		kind Kind
-	}{
-		{"garbage datagrams", natlab.FakeUPnP{Replies: func(string) []string { return []string{"", "x", "HTTP/1.1 200 OK\r\n\r\n", strings.Repeat("A", 9000)} }}, NoGateway},
-		{"location by name", natlab.FakeUPnP{Replies: func(string) []string { return []string{reply(strings.Replace(evil, "127.0.0.1", "localhost", 1))} }}, NoGateway},
-		{"location with https", natlab.FakeUPnP{Replies: func(l string) []string { return []string{reply(strings.Replace(l, "http:", "https:", 1))} }}, NoGateway},
-		{"location at a stranger, said by another", natlab.FakeUPnP{Witness: netip.MustParseAddr("127.66.66.66"), Replies: func(string) []string { return []string{reply(evil + "/d.xml")} }}, NoGateway},
-		{"a flood of locations", natlab.FakeUPnP{Replies: func(l string) []string {
-			var all []string
-			for i := range 100 {
-				all = append(all, reply(fmt.Sprintf("%s?%d", strings.Replace(l, "desc", "nothing", 1), i)))
-			}
-			return all
-		}}, NoGateway},
-		{"redirect", natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
-			http.Redirect(w, r, evil+"/d.xml", http.StatusFound)
-			return true
-		}}, NoGateway},
-		{"redirected control", natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
-			if r.Method == http.MethodPost {
-				http.Redirect(w, r, evil+"/ctl", http.StatusTemporaryRedirect)
-			}
-			return r.Method == http.MethodPost
-		}}, NoGateway},
-		{"control URL elsewhere", natlab.FakeUPnP{Services: []natlab.FakeService{{URN: "WANIPConnection:1", Control: evil + "/ctl"}}}, Unsupported},
-		{"URLBase elsewhere", natlab.FakeUPnP{Description: describeXML("<URLBase>"+evil+"</URLBase>", urnIP1, "/nowhere")}, NoGateway},
-		{"huge description", natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
-			_, _ = io.WriteString(w, "<root><device>")
-			for range 1000 { // 100 MB, if it were read
-				if _, err := io.WriteString(w, strings.Repeat("<a>", 100<<10/3)); err != nil {
-					break
-				}
-			}
-			return true
-		}}, Malformed},
-		{"huge header", natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
-			w.Header().Set("X", strings.Repeat("x", 100<<10))
-			return false
-		}}, NoGateway},
-		{"web page for a description", natlab.FakeUPnP{Description: "<html><body>Welcome</body></html>"}, Malformed},
-		{"no WAN service", natlab.FakeUPnP{Services: []natlab.FakeService{{URN: "Layer3Forwarding:1"}}}, Unsupported},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			f, u := startUPnP(t, c.upnp)
-			_, err := u.Map(t.Context(), request(9000))
-			if kindOf(err) != c.kind {
-				t.Errorf("got %v (kind %v), want kind %v", err, kindOf(err), c.kind)
-			}
-			if n := f.Count("http " + strings.Replace(natlab.DescriptionPath, "desc", "nothing", 1)); n > maxHits {
-				t.Errorf("%d descriptions were fetched", n)
-			}
-			if n := asked.Load(); n != 0 {
-				t.Errorf("the victim was asked %d times", n)
-			}
-		})
-	}
-}
-
-// Strangers who answer first and better do not keep the gateway from being found.
-func TestUPnPForged(t *testing.T) {
-	t.Parallel()
-	evil, asked := victim(t)
-	f, u := startUPnP(t, natlab.FakeUPnP{Replies: func(l string) []string {
-		return []string{
-			"HTTP/1.1 200 OK\r\nLOCATION: " + evil + "/d.xml\r\n\r\n",
-			"HTTP/1.1 200 OK\r\nLOCATION: " + strings.Replace(l, "desc", "nothing", 1) + "\r\n\r\n",
-			"HTTP/1.1 200 OK\r\nLOCATION: " + l + "\r\n\r\n",
-		}
-	}})
-	l, err := u.Map(t.Context(), request(9000))
-	if err != nil || l.Gateway != f.Addr || asked.Load() != 0 {
-		t.Errorf("%+v, %v, victim asked %d times", l, err, asked.Load())
-	}
-}
-
-// An answer from beyond our networks is none, were it the gateway's own.
-func TestUPnPForeignNetwork(t *testing.T) {
-	t.Parallel()
-	f, u := startUPnP(t, natlab.FakeUPnP{})
-	u.host.prefixes = func() ([]netip.Prefix, error) { return []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}, nil }
-	_, err := u.Map(t.Context(), request(9000))
-	wantKind(t, err, NoGateway, 0)
-	if f.Count("ssdp") == 0 || f.Count("http "+natlab.DescriptionPath) != 0 {
-		t.Errorf("%d searches, %d fetches", f.Count("ssdp"), f.Count("http "+natlab.DescriptionPath))
-	}
-}
-
-// A device that is not the default gateway is asked nothing, whatever it says
-// and however deaf the gateway is; but what it says is looked for at the
-// gateway, which may be the same router under an address that several share.
-func TestUPnPOtherDevice(t *testing.T) {
-	t.Parallel()
-	evil, u := startUPnP(t, natlab.FakeUPnP{})
-	deaf := natlab.StartFake(t, natlab.FakeConfig{})
-	u.host = loopbackHost(deaf.Addr)
-	u.searcher.group = netip.AddrPortFrom(evil.Addr, evil.SSDPPort) // stands for the multicast that reaches it
-	_, err := u.Map(t.Context(), request(9000))
-	wantKind(t, err, NoGateway, 0)
-	if n := evil.Count("http " + natlab.DescriptionPath); evil.Count("ssdp") == 0 || n != 0 || evil.Mappings() != 0 {
-		t.Errorf("%d searches heard, description read %d times", evil.Count("ssdp"), n)
-	}
-
-	// One router, whose own address answers in place of the shared one.
-	own := netip.AddrFrom4([4]byte{127, 77, 66, byte(55 + os.Getpid()%100)})
-	f, u := startUPnP(t, natlab.FakeUPnP{Witness: own, Replies: func(l string) []string {
-		place, _ := url.Parse(l)
-		return []string{"HTTP/1.1 200 OK\r\nLOCATION: http://" + own.String() + ":" + place.Port() + place.Path + "\r\n\r\n"}
-	}})
-	start := time.Now()
-	l, err := u.Map(t.Context(), request(9000))
-	if err != nil || l.Gateway != f.Addr || time.Since(start) < u.patience {
-		t.Errorf("%+v, %v after %v", l, err, time.Since(start))
-	}
-}
-
 // A restarted gateway has another HTTP port: one failed renewal is enough to
 // find it again, keep the external port, and delete there.
 func TestUPnPReboot(t *testing.T) {
@@ -547,28 +424,61 @@ func TestUPnPCancelUndoes(t *testing.T) {
 	}
 }
 
-// A slow device costs at most the caller's time.
-func TestUPnPSlow(t *testing.T) {
+// Our own address changes. The old entry is deleted and made anew at the same
+// port where the gateway allows it, which of the protocols only UPnP can; else
+// another port is had, and the old entry ends with its lease.
+func TestMovedKeepsPort(t *testing.T) {
 	t.Parallel()
-	stop := make(chan struct{})
-	defer close(stop)
-	for _, path := range []string{natlab.DescriptionPath, "/ctl/0"} {
-		_, u := startUPnP(t, natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
-			if r.URL.Path == path {
-				select {
-				case <-stop:
-				case <-r.Context().Done():
-				}
-			}
-			return false
-		}})
-		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
-		start := time.Now()
-		_, err := u.Map(ctx, request(9000))
-		cancel()
-		if kindOf(err) != Timeout || time.Since(start) > time.Second {
-			t.Errorf("%s: %v after %v", path, err, time.Since(start))
+	old, now := netip.MustParseAddrPort("127.0.0.55:9000"), netip.MustParseAddrPort("127.0.0.56:9000")
+	strict := natlab.FakeUPnP{Serve: true, Fault: func(action string, _ map[string]string) int {
+		if action == "DeletePortMapping" {
+			return 606
 		}
+		return 0
+	}}
+	for _, c := range []struct {
+		name   string
+		config natlab.FakeConfig
+		mapper func(*natlab.Fake) Mapper
+		port   uint16
+		left   int // mappings
+	}{
+		{"UPnP", natlab.FakeConfig{UPnP: natlab.FakeUPnP{Serve: true}}, func(f *natlab.Fake) Mapper { return testUPnP(f) }, 9000, 1},
+		{"UPnP, strict", natlab.FakeConfig{UPnP: strict}, func(f *natlab.Fake) Mapper { return testUPnP(f) }, 0, 2},
+		{"PCP", natlab.FakeConfig{PCP: goodPCP()}, func(f *natlab.Fake) Mapper { return testPCP(f) }, 9001, 2},
+		{"NAT-PMP", natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: publicIP}}, func(f *natlab.Fake) Mapper { return testPMP(f) }, 9001, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f := natlab.StartFake(t, c.config)
+			m := c.mapper(f)
+			l, err := m.Map(t.Context(), Request{Internal: old})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := c.port
+			if want == 0 {
+				want = alternatives(now, f.Addr)[0]
+			}
+			l, err = m.Map(t.Context(), Request{Internal: now, Previous: &l})
+			if err != nil || l.Internal != now || l.External.Port() != want || f.Mappings() != c.left {
+				t.Errorf("%+v, %v, %d mappings", l, err, f.Mappings())
+			}
+		})
+	}
+
+	// Somebody else's entry at that port is not touched.
+	f := natlab.StartFake(t, natlab.FakeConfig{UPnP: natlab.FakeUPnP{Serve: true}})
+	m := testUPnP(f)
+	l, err := m.Map(t.Context(), Request{Internal: old})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := natlab.FakeMapping{Client: old.Addr().String(), Port: 80}
+	f.SetMapping(9000, other)
+	l, err = m.Map(t.Context(), Request{Internal: now, Previous: &l})
+	if got, _ := f.Mapping(9000); err != nil || got != other || l.External.Port() == 9000 {
+		t.Errorf("%+v, %v; %+v became %+v", l, err, other, got)
 	}
 }
 

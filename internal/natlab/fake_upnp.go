@@ -24,9 +24,15 @@ type FakeUPnP struct {
 	// description; nil is one good answer.
 	Replies func(location string) []string
 
+	// Targets are the search targets it answers to; none is all.
+	Targets []string
+
 	// Witness, when valid, is another address that answers in the fake's
 	// place, as a stranger on the network would.
 	Witness netip.Addr
+
+	// OtherPort makes it answer searches from a port that was not asked.
+	OtherPort bool
 
 	// HTTP may answer a request itself, and says whether it did.
 	HTTP func(w http.ResponseWriter, r *http.Request) bool
@@ -49,6 +55,9 @@ type FakeUPnP struct {
 
 	// Overwrites lets everybody take everybody's port.
 	Overwrites bool
+
+	// SamePorts makes every external port the internal one, without a word.
+	SamePorts bool
 
 	// AnyPort, when not 0, is the port AddAnyPortMapping grants.
 	AnyPort uint16
@@ -82,7 +91,11 @@ func (f *Fake) startUPnP(t testing.TB) {
 	}
 	f.SSDPPort = c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 	answer := c
-	if w := f.config.UPnP.Witness; w.IsValid() {
+	w := f.config.UPnP.Witness
+	if f.config.UPnP.OtherPort {
+		w = f.Addr
+	}
+	if w.IsValid() {
 		if answer, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(w, 0))); err != nil {
 			t.Fatal(err)
 		}
@@ -106,8 +119,11 @@ func (f *Fake) serveSSDP(c, answer *net.UDPConn) {
 			continue
 		}
 		f.counted("ssdp")
-		_, st, _ := strings.Cut(q, "ST: ")
+		_, st, _ := strings.Cut(q, "\r\nST: ")
 		st, _, _ = strings.Cut(st, "\r\n")
+		if t := f.config.UPnP.Targets; t != nil && !slices.Contains(t, st) {
+			continue
+		}
 		f.mu.Lock()
 		location := fmt.Sprintf("http://%s:%d%s", f.Addr, f.httpPort, DescriptionPath)
 		f.mu.Unlock()
@@ -307,6 +323,9 @@ func (f *Fake) perform(s FakeService, action string, args map[string]string, cli
 		m := FakeMapping{Client: args["NewInternalClient"], Port: port("NewInternalPort"), Lease: uint32(lease), Description: args["NewPortMappingDescription"]}
 		if m.Client != client {
 			return "", 606
+		}
+		if f.config.UPnP.SamePorts {
+			external = m.Port
 		}
 		if action == "AddAnyPortMapping" && f.config.UPnP.AnyPort != 0 {
 			external = f.config.UPnP.AnyPort
