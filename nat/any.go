@@ -16,8 +16,8 @@ import (
 func Any() Mapper {
 	h := systemHost()
 	return newAny(
-		candidate{mapper: newPCP(h), blind: true},
-		candidate{mapper: newNATPMP(h), wait: pcpHeadStart},
+		candidate{mapper: newPCP(h), blind: true, limit: mapLimit},
+		candidate{mapper: newNATPMP(h), wait: pcpHeadStart, limit: mapLimit},
 		candidate{mapper: newUPnP(h, systemSearcher()), wait: time.Second},
 	)
 }
@@ -28,6 +28,12 @@ func Any() Mapper {
 // (RFC 6887 §9) and then nothing is waited for, but some drop it.
 const pcpHeadStart = 150 * time.Millisecond
 
+// mapLimit is how long PCP and NAT-PMP may take for a mapping, of a gateway that
+// has just answered another question. There are ones that swallow this one;
+// the next protocol is to be tried in good time. Requests are repeated after
+// 250 and 750 ms.
+const mapLimit = 1750 * time.Millisecond
+
 // A candidate is one protocol of a composite, in order of preference.
 type candidate struct {
 	mapper Mapper
@@ -35,6 +41,10 @@ type candidate struct {
 	// wait is how long, from the start on, a good answer gives way to more
 	// preferred candidates that have not answered yet.
 	wait time.Duration
+
+	// limit is how long a mapping may take once it has answered, 0 for as
+	// long as the caller waits.
+	limit time.Duration
 
 	// blind says that its answer to a probe has no outside address: only a
 	// mapping tells.
@@ -145,7 +155,7 @@ func (a *anyMapper) race(ctx context.Context, r Request) (Lease, error) {
 		switch {
 		case i >= 0:
 			b.answers[i].used = true
-			l, err := a.candidates[i].mapper.Map(ctx, r)
+			l, err := a.candidates[i].mapAtOnce(ctx, r)
 			if err == nil && !b.answers[i].told && a.candidates[i].blind {
 				// Now its address is known, and the others are compared with
 				// it: at most once, and never with two mappings at a time.
@@ -185,6 +195,16 @@ func (a *anyMapper) race(ctx context.Context, r Request) (Lease, error) {
 			return Lease{}, &Error{Mapper: a.Name(), Op: "map", Kind: ctxKind(ctx), Err: errors.Join(append(errs, ctx.Err())...)}
 		}
 	}
+}
+
+// mapAtOnce is the mapper's Map within limit.
+func (c candidate) mapAtOnce(ctx context.Context, r Request) (Lease, error) {
+	if c.limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.limit)
+		defer cancel()
+	}
+	return c.mapper.Map(ctx, r)
 }
 
 // An answer is what a candidate said in a race.

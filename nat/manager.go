@@ -284,8 +284,11 @@ func (m *Manager) attend(ctx context.Context, k *keeper, due time.Time) {
 			return
 		}
 		if watching {
+			// A process that was stopped, or a machine whose clocks run on while
+			// it sleeps, finds its timer long overdue instead.
+			late := time.Since(next)
 			watch = time.Now().Add(watchEvery)
-			if m.moved(k) || m.wall().Sub(wall)-time.Since(clock) > sleptFor {
+			if m.moved(k) || late > sleptFor || m.wall().Sub(wall)-time.Since(clock) > sleptFor {
 				m.log.Info("network changed, or machine slept: asking for the port again")
 				k.failures = 0
 				return

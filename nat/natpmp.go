@@ -66,15 +66,20 @@ func (n *natPMP) Map(ctx context.Context, r Request) (Lease, error) {
 	n.mu.Lock()
 	known := n.known
 	n.mu.Unlock()
-	if l, ok := rememberedLink(links, known, r.Previous); ok {
-		lease, err := n.mapAt(ctx, l, r)
-		if err == nil || !transport(err) || ctx.Err() != nil {
-			return lease, err
+	tried, ok := rememberedLink(links, known, r.Previous)
+	if ok {
+		lease, failure := n.mapAt(ctx, tried, r)
+		if failure == nil || !transport(failure) || ctx.Err() != nil {
+			return lease, failure
 		}
 		n.forget()
+		err = failure
 	}
-	l, _, err := n.find(ctx, "map", links)
-	if err != nil {
+	l, _, e := n.find(ctx, "map", links)
+	switch {
+	case e != nil:
+		return Lease{}, e
+	case ok && l == tried && kindOf(err) == Timeout: // it answers that question, and not the other
 		return Lease{}, err
 	}
 	return n.mapAt(ctx, l, r)

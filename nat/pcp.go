@@ -95,15 +95,20 @@ func (p *pcp) Map(ctx context.Context, r Request) (Lease, error) {
 	p.mu.Lock()
 	known := p.known
 	p.mu.Unlock()
-	if l, ok := rememberedLink(links, known, r.Previous); ok {
-		lease, err := p.mapAt(ctx, l, r)
-		if err == nil || !transport(err) || ctx.Err() != nil {
-			return lease, err
+	tried, ok := rememberedLink(links, known, r.Previous)
+	if ok {
+		lease, failure := p.mapAt(ctx, tried, r)
+		if failure == nil || !transport(failure) || ctx.Err() != nil {
+			return lease, failure
 		}
 		p.forget()
+		err = failure
 	}
-	l, err := p.find(ctx, "map", links)
-	if err != nil {
+	l, e := p.find(ctx, "map", links)
+	switch {
+	case e != nil:
+		return Lease{}, e
+	case ok && l == tried && kindOf(err) == Timeout: // it answers that question, and not the other
 		return Lease{}, err
 	}
 	return p.mapAt(ctx, l, r)

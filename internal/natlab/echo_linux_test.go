@@ -23,6 +23,8 @@ const (
 	mapLimit    = 10 * time.Second // until a gateway that answers has mapped
 	listenLimit = 5 * time.Second  // until LISTENING, whatever the gateway does
 	stopLimit   = 5 * time.Second  // from the signal to the end, mapping removed
+
+	goneLimit = 500 * time.Millisecond // the same, where nothing but the gateway is waited for
 )
 
 func TestEcho(t *testing.T) {
@@ -44,10 +46,18 @@ func TestEcho(t *testing.T) {
 		"WANChange":        testWANChange,
 		"LANChange":        testLANChange,
 		"Idle":             testIdle,
+		"WANDown":          testWANDown,
+		"Conflict":         testConflict,
+		"Kill":             testKill,
+		"Swallow":          testSwallow,
+		"StopWhileDeaf":    testStopWhileDeaf,
+		"Sleep":            testSleep,
+		"Hostile":          testHostile,
 	}
 	if os.Getenv("PEERWS_LONG") != "" {
 		tests["SilentRebootLong"] = testSilentRebootLong
 		tests["WANChangeLong"] = testWANChangeLong
+		tests["WANReturnsLong"] = testWANReturnsLong
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -341,6 +351,9 @@ func testStopWhileAsking(t *testing.T, echo string) {
 				}
 			}
 			t.Logf("%s: %.2f s from the signal to the exit at most", t.Name(), slowest.Seconds())
+			if slowest > goneLimit {
+				t.Errorf("want %v", goneLimit)
+			}
 		})
 	}
 }

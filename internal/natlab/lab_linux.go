@@ -43,6 +43,8 @@ type Config struct {
 	IGD1           bool     // describe itself as InternetGatewayDevice:1
 	NoPCP          bool     // NAT-PMP without PCP: requests of version 2 are dropped
 	Secure         bool     // a host may only forward to itself
+	Swallow        string   // a match of nftables: what of the LAN's questions the router drops
+	MaxLifetime    int      // the longest lifetime PCP grants, in seconds; 0 for the daemon's own
 	Rules          []string // the daemon's permission rules in order; none allows everything
 	WAN            string   // the router's address outside, "" for GatewayWAN; WANHost does not reach another one
 	NoDefaultRoute bool     // LAN hosts have an address, and no way out
@@ -171,6 +173,9 @@ func baseRules(c Config) string {
 	case c.NoPCP: // the daemon has one switch for both; the version is the first byte behind the UDP header
 		drop = `iifname "lan0" udp dport 5351 @th,64,8 2 drop`
 	}
+	if c.Swallow != "" {
+		drop += "\n\t\t" + swallow(c.Swallow)
+	}
 	return `table inet filter {
 	chain input {
 		type filter hook input priority 0; policy accept;
@@ -201,6 +206,14 @@ func baseRules(c Config) string {
 `
 }
 
+func swallow(match string) string { return `iifname "lan0" ` + match + ` drop` }
+
+// Swallow makes the gateway drop what of the LAN's questions fits the match.
+func (l *Lab) Swallow(t testing.TB, match string) {
+	t.Helper()
+	l.Gateway.Run(t, "nft", "insert rule inet filter input "+swallow(match))
+}
+
 func yesNo(b bool) string {
 	if b {
 		return "yes"
@@ -229,6 +242,9 @@ func (l *Lab) StartDaemon(t testing.TB) {
 		"upnp_nat_postrouting_chain=postrouting_miniupnpd",
 		fmt.Sprintf("uuid=70656572-7773-4c61-8b00-0000%s", l.id),
 	}, c.Rules...)
+	if c.MaxLifetime > 0 {
+		lines = append(lines, "min_lifetime=1", fmt.Sprintf("max_lifetime=%d", c.MaxLifetime))
+	}
 	conf := filepath.Join(l.dir, "miniupnpd.conf")
 	if err := os.WriteFile(conf, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		t.Fatalf("natlab: %v", err)
@@ -320,10 +336,16 @@ func (l *Lab) Mute(t testing.TB) {
 	l.Gateway.Run(t, "nft", `add chain inet filter output { type filter hook output priority 0; policy accept; }; add rule inet filter output oifname "lan0" ip daddr 224.0.0.0/4 drop`)
 }
 
+// LoseWAN takes the gateway's address on the outside away, as a lost line does.
+func (l *Lab) LoseWAN(t testing.TB) {
+	t.Helper()
+	l.Gateway.Run(t, "ip", "addr", "flush", "dev", "wan0")
+}
+
 // SetWAN changes the gateway's address on the outside.
 func (l *Lab) SetWAN(t testing.TB, a netip.Addr) {
 	t.Helper()
-	l.Gateway.Run(t, "ip", "addr", "flush", "dev", "wan0")
+	l.LoseWAN(t)
 	l.Gateway.Run(t, "ip", "addr", "add", netip.PrefixFrom(a, 24).String(), "dev", "wan0")
 	l.Gateway.Run(t, "ip", "route", "replace", "default", "via", WANHost.String())
 }
