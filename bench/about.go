@@ -12,17 +12,17 @@ import (
 
 // about is what the numbers depend on, a line each.
 func about(servers []*contestant) []string {
-	machine := fmt.Sprintf("%d CPUs, %s", runtime.NumCPU(), runtime.GOARCH)
+	model := "an unknown CPU"
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(b)) {
 			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				machine += ", " + strings.TrimSpace(value)
+				model = strings.TrimSpace(value)
 				break
 			}
 		}
 	}
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	lines := []string{machine, "Linux " + strings.TrimSpace(string(kernel)) + ", " + runtime.Version()}
+	lines := []string{fmt.Sprintf("%d × %s, %s", runtime.NumCPU(), model, runtime.GOARCH), "Linux " + strings.TrimSpace(string(kernel)) + ", " + runtime.Version()}
 	var versions []string
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range info.Deps {
