@@ -53,6 +53,7 @@ func TestEcho(t *testing.T) {
 		"StopWhileDeaf":    testStopWhileDeaf,
 		"Sleep":            testSleep,
 		"Hostile":          testHostile,
+		"HostileAlone":     testHostileAlone,
 	}
 	if os.Getenv("PEERWS_LONG") != "" {
 		tests["SilentRebootLong"] = testSilentRebootLong

@@ -54,10 +54,10 @@ func testHostile(t *testing.T, echo string) {
 			if limit := 2 * int(window/(5*time.Second)+1); n > limit {
 				t.Errorf("the gateway was asked %d times in %v, want %d at most", n, window, limit)
 			}
-			converse(t, l.WAN, outside.url)
 			if lines := p.Lines()[told:]; len(lines) != 0 {
 				t.Errorf("the program told of\n%s", strings.Join(lines, "\n"))
 			}
+			converse(t, l.WAN, outside.url)
 			stopped(t, p, syscall.SIGTERM)
 			noRules(t, l)
 			f.stop()
@@ -69,6 +69,23 @@ func testHostile(t *testing.T, echo string) {
 				t.Error("the forger did not do its work")
 			}
 		})
+	}
+}
+
+// With a gateway that answers nothing the forger is alone to answer: it is not
+// taken for one.
+func testHostileAlone(t *testing.T, echo string) {
+	l := New(t, Config{Daemon: Silence})
+	evil, addr := l.AddHost(t)
+	f := startForger(t, evil, addr, l.Host)
+	p := l.LAN.Start(t, echo, "-port", "9000", "-nat")
+	_, took := p.Await(t, listenLimit, "listening")
+	line, _ := p.Await(t, listenLimit, "reachability no-gateway: ")
+	stopped(t, p, syscall.SIGTERM)
+	f.stop()
+	t.Logf("%s: %.2f s from start to listening; %s", t.Name(), took.Seconds(), line)
+	if f.searches.Load() == 0 || f.asked.Load() != 0 {
+		t.Errorf("%d searches heard, the forger was asked %d times", f.searches.Load(), f.asked.Load())
 	}
 }
 

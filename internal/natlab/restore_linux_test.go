@@ -144,10 +144,16 @@ func wanChange(t *testing.T, echo string, protocols []gatewayKind) {
 }
 
 // The machine gets another address on its own network, as by a new DHCP lease.
-// The old mapping is its old address's, so another port may be what it gets.
+// The old mapping is its old address's: in PCP and NAT-PMP nobody else can give
+// it back, so another port is what we get until it has ended, and in UPnP a
+// gateway that lets everybody delete everything lets us keep ours.
 func testLANChange(t *testing.T, echo string) {
-	for _, c := range protocols {
-		t.Run(c.via, func(t *testing.T) {
+	for _, c := range append(protocols[:len(protocols):len(protocols)], gatewayKind{"upnp", Config{Daemon: UPnP, Secure: true}}) {
+		name := c.via
+		if c.config.Secure {
+			name = "secure"
+		}
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l, p, _ := opened(t, echo, c.via, c.config)
 			other := netip.MustParseAddr("192.168.77.99")
@@ -166,6 +172,10 @@ func testLANChange(t *testing.T, echo string) {
 				time.Sleep(20 * time.Millisecond)
 			}
 			t.Logf("%s: %.2f s until mapped", t.Name(), time.Since(since).Seconds())
+			forwards, kept := l.Forwards(t), !c.config.Secure && c.via == "upnp"
+			if _, old := forwards[9000]; len(forwards) != 2 && !kept || kept && (len(forwards) != 1 || !old) {
+				t.Errorf("the gateway forwards %v", forwards)
+			}
 			p.Await(t, time.Second, "public "+c.via+" mapped "+url)
 			converse(t, l.WAN, url)
 			stopped(t, p, syscall.SIGTERM)

@@ -107,7 +107,7 @@ func testConflict(t *testing.T, echo string) {
 // A program that was killed leaves its mapping; its next life takes it over,
 // and gives it back.
 func testKill(t *testing.T, echo string) {
-	for _, c := range append(protocols, gatewayKind{"upnp", Config{Daemon: UPnP, IGD1: true, Secure: true}}) {
+	for _, c := range append(protocols[:len(protocols):len(protocols)], gatewayKind{"upnp", Config{Daemon: UPnP, IGD1: true, Secure: true}}) {
 		name := c.via
 		if c.config.IGD1 {
 			name = "IGD1"
