@@ -10,12 +10,19 @@
 //
 // [Probe] only looks, and says how the gateway stands.
 //
-// What is trusted: the gateway of the default route, and nothing else more
-// than needed. Descriptions are fetched only from the address that answered
-// or from that gateway, without redirects, proxies or names to resolve, and
-// every answer has a size and a time limit.
+// What is trusted: the gateway of the default route, and nobody else. Whatever
+// other hosts of the network say, nothing is asked of them: descriptions are
+// fetched from that gateway only, without redirects, proxies or names to
+// resolve, and every answer has a size and a time limit. What is said in the
+// gateway's name to everybody leads to a look at it, once in five seconds at
+// most. A port of a router that is not on the way out is for [Static].
 //
 // # Limitations
+//
+// When this machine gets another address on its own network, PCP and NAT-PMP
+// have no way to give the old mapping back: another external port is had, and
+// the old one ends with its lifetime. In UPnP the port is kept, unless the
+// gateway lets only the old address delete the entry.
 //
 // Only IPv4 and TCP.
 package nat

@@ -296,7 +296,6 @@ func TestUPnPOneCallAtATime(t *testing.T) {
 	}
 }
 
-
 // Who hears the multicast and answers in the gateway's name, with more places
 // than are looked at, does not keep the gateway's own answer out: that comes to
 // a socket nobody else knows of.

@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// UPnP is the Mapper for UPnP Internet Gateway Devices, version 1 and 2. Its
-// default lifetime is 3600 s; what a gateway grants without end is asserted
-// again all the same.
+// UPnP is the Mapper for UPnP Internet Gateway Devices, version 1 and 2: the
+// default gateway, never another device that answers. Its default lifetime is
+// 3600 s; what a gateway grants without end is asserted again all the same.
 func UPnP() Mapper { return newUPnP(systemHost(), systemSearcher()) }
 
 func newUPnP(h host, s searcher) *upnp {
