@@ -309,7 +309,7 @@ func TestReport(t *testing.T) {
 		"| 125 B | peerws | ≤ 1.00 of tcp | 0.90 | 0.91 | pass |\n",
 		"| 125 B | peerws | ≤ 1.00 of the best Go library, gobwas | – | 0.90 | pass |\n",
 		"| 125 B | peerws | ≤ 0.01 allocations | – | 0.000 | pass |\n",
-		"| 125 B | peerws-read | ≤ 1.01 allocations | – | 1.500 | **short** |\n",
+		"| 125 B | peerws-read | ≤ 1.10 allocations | – | 1.500 | **short** |\n",
 		"| 64 × 125 B pipelined | peerws | ≤ 1.25 of tcp | 1.00 | 1.30 | **short** |\n",
 		"| 64 × 125 B pipelined | peerws | ≤ 1/25 of the best Go library, gws | – | 1/30.8 | pass |\n",
 		"| 64 × 125 B pipelined | peerws | ≤ 0.65 of bun | – | – | not measured |\n",
@@ -324,6 +324,27 @@ func TestReport(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(b.String())
+	}
+}
+
+func TestMicro(t *testing.T) {
+	m := parseMicro(`goos: linux
+BenchmarkMask/ours/size=1024-2         	  149982	        24.0 ns/op	63181.31 MB/s	       0 B/op	       0 allocs/op
+BenchmarkMask/copy/size=1024-2         	  149982	        12.0 ns/op
+BenchmarkCore/binary/size=125-16       	   38679	        18.5 ns/op
+BenchmarkCore/binary/size=125-16       	   38679	        62.3 ns/op
+BenchmarkCore/binary/size=125-16       	   38679	        17.5 ns/op
+PASS
+`)
+	table := (&results{micro: m}).microTable()
+	for _, want := range []string{
+		"answer 125 B, ns | ≤ 25.0 | 18.0 | 18.5 | pass |\n",
+		"mask 1 KiB, times a copy of it | ≤ 1.11 | – | 2.00 | **short** |\n",
+		"mask 16 KiB, times a copy of it | ≤ 1.11 | – | – | not measured |\n",
+	} {
+		if !strings.Contains(table, want) {
+			t.Errorf("the table lacks %q:\n%s", want, table)
+		}
 	}
 }
 

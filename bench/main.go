@@ -29,6 +29,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -43,18 +44,19 @@ type options struct {
 	idle    int           // rounds of the idle workloads
 	settle  time.Duration // silence before memory is read
 	conns   int           // at most, of the idle workloads
+	micro   bool          // the codec's benchmarks too
 	log     *log.Logger
 }
 
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("bench: ")
-	full := flag.Bool("full", false, "measure longer: four times the window, 15 rounds")
+	full := flag.Bool("full", false, "measure longer: more and longer rounds, three of the idle workloads; about an hour")
 	run := flag.String("run", "", "measure only the workloads whose names match this `regexp`")
 	servers := flag.String("servers", "", "measure only these servers, a `list` with commas; tcp is always among them")
-	rounds := flag.Int("rounds", 0, "rounds; 0 means 7, and 15 with -full")
-	window := flag.Duration("window", 0, "time for one server in one round; 0 means 250ms, and 1s with -full")
-	out := flag.String("o", "", "write RESULTS.md and results.svg into this `directory`; unset: here, if everything is measured")
+	rounds := flag.Int("rounds", 0, "rounds; 0 means 11, and 25 with -full")
+	window := flag.Duration("window", 0, "time for one server in one round; 0 means 150ms, and 500ms with -full")
+	out := flag.String("o", "", "write RESULTS.md and results.svg into this `directory`; unset: here if everything is measured, else nowhere")
 	list := flag.Bool("list", false, "list workloads and servers")
 	serve := flag.String("serve", "", "be the server of that `name` (for the command itself)")
 	var s setup
@@ -77,15 +79,16 @@ func main() {
 		for _, w := range workloads {
 			fmt.Printf("%-12s %s\n", w.name, w.title)
 		}
+		fmt.Printf("%-12s the codec's micro benchmarks\n", microName)
 		fmt.Println()
 		for _, c := range contestants {
 			fmt.Printf("%-12s %s\n", c.name, c.note)
 		}
 		return
 	}
-	o := options{rounds: 7, window: 250 * time.Millisecond, idle: 1, settle: 2 * time.Second, conns: math.MaxInt, log: log.Default()}
+	o := options{rounds: 11, window: 150 * time.Millisecond, idle: 1, settle: 2 * time.Second, conns: math.MaxInt, micro: true, log: log.Default()}
 	if *full {
-		o.rounds, o.window, o.idle = 15, time.Second, 3
+		o.rounds, o.window, o.idle = 25, 500*time.Millisecond, 3
 	}
 	if *rounds > 0 {
 		o.rounds = *rounds
@@ -110,12 +113,12 @@ func main() {
 	if *out == "" && *run == "" && *servers == "" && *rounds == 0 && *window == 0 {
 		*out = "."
 	}
-	var text bytes.Buffer
-	r.write(&text)
 	if *out == "" {
-		os.Stdout.Write(text.Bytes())
+		r.tables(os.Stdout)
 		return
 	}
+	var text bytes.Buffer
+	r.write(&text)
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(*out, "RESULTS.md"), text.Bytes(), 0o644),
 		os.WriteFile(filepath.Join(*out, "results.svg"), r.chart(), 0o644)); err != nil {
@@ -123,10 +126,7 @@ func main() {
 	}
 	// What a README shows; the rest is in the file.
 	r.summary(os.Stdout)
-	fmt.Print(r.bars())
-	for _, f := range r.failed {
-		log.Print(f)
-	}
+	fmt.Printf("%s\n%s", r.bars(), r.microTable())
 }
 
 // runAll runs the workloads that o chooses. It fails only if nothing can be
@@ -138,7 +138,8 @@ func runAll(o options) (*results, error) {
 			r.workloads = append(r.workloads, w)
 		}
 	}
-	if len(r.workloads) == 0 {
+	micro := o.micro && (o.run == nil || o.run.MatchString(microName))
+	if len(r.workloads) == 0 && !micro {
 		return nil, errors.New("no workload has such a name; -list shows them")
 	}
 	scratch, err := os.MkdirTemp("", "peerws-bench-")
@@ -179,6 +180,11 @@ func runAll(o options) (*results, error) {
 	if err := b.claim(); err != nil {
 		return nil, err
 	}
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+		if one, err := strconv.ParseFloat(strings.Fields(string(load))[0], 64); err == nil && one > 0.5 {
+			b.remark("The machine was not idle at the start (load %.1f); do not trust the third digit.", one)
+		}
+	}
 	for _, w := range r.workloads {
 		began := time.Now()
 		r.samples[w.name] = make(map[string][]sample)
@@ -188,6 +194,13 @@ func runAll(o options) (*results, error) {
 			b.measureTimed(w)
 		}
 		o.log.Printf("%-10s %v", w.name, time.Since(began).Round(100*time.Millisecond))
+	}
+	if micro {
+		out, err := measureMicro()
+		if err != nil {
+			b.remark("The codec was not measured: %v.", err)
+		}
+		r.micro = parseMicro(out)
 	}
 	return r, nil
 }

@@ -123,11 +123,13 @@ func (b bar) verdict(v float64) string {
 // bars prints each line that peerws has to reach, and where it stands.
 func (r *results) bars() string {
 	var t table
-	t.head("workload", "server", "bar", "stretch", "reached", "")
 	for _, w := range r.workloads {
 		for _, b := range w.bars {
 			if !r.chose(b.server) {
 				continue
+			}
+			if t.Len() == 0 {
+				t.head("workload", "server", "bar", "stretch", "reached", "")
 			}
 			v, other := r.reached(w, b)
 			got, stretch := number(v), "–"
@@ -157,19 +159,38 @@ func (r *results) chose(server string) bool {
 // write prints the whole report.
 func (r *results) write(out io.Writer) {
 	p := func(format string, args ...any) { fmt.Fprintf(out, format, args...) }
-	section := func(title, text, table string) {
-		if table != "" {
-			p("## %s\n\n%s\n\n%s\n", title, text, table)
-		}
-	}
 	p("# Side by side\n\nMade by the command below; do not edit. The ratios are the result, absolute numbers belong to this machine.\n\n")
 	for _, line := range r.about {
 		p("- %s\n", line)
 	}
-	p("\n## Summary\n\n")
+	p("\n![ratios as a chart](results.svg)\n\n")
+	r.tables(out)
+	p("## How it is measured\n\n")
+	for _, s := range method {
+		p("- %s\n", s)
+	}
+	p("\n## The servers\n\n")
+	for _, c := range r.servers {
+		p("- **%s**: %s\n", c.name, c.note)
+	}
+	for _, c := range contestants {
+		if why, ok := r.missing[c.name]; ok {
+			p("- **%s** did not take part: %s.\n", c.name, why)
+		}
+	}
+}
+
+// tables prints what was measured, and what was not.
+func (r *results) tables(out io.Writer) {
+	section := func(title, text, table string) {
+		if table != "" {
+			fmt.Fprintf(out, "## %s\n\n%s\n\n%s\n", title, text, table)
+		}
+	}
+	fmt.Fprintf(out, "## Summary\n\n")
 	r.summary(out)
-	p("![ratios as a chart](results.svg)\n\n")
 	section("Where peerws stands", "The figure is the median of the rounds' ratios, or of the rounds. Short is short, even by a hair; ratios of small messages resolve about 0.1 on a shared machine.", r.bars())
+	section("The codec", "Micro benchmarks of the library, without sockets: the median of five runs, and what a copy of as many bytes takes beside it.", r.microTable())
 	section("Spread of the ratios", "The middle half of the rounds (first to third quartile).", r.perServer(false, func(w workload, c *contestant) string {
 		v := r.ratios(w.name, c.name, baseline)
 		if len(v) == 0 {
@@ -192,24 +213,12 @@ func (r *results) write(out io.Writer) {
 			get(func(s sample) float64 { return s.heap }), get(func(s sample) float64 { return s.stack }))
 	}))
 	r.latency(section)
-	p("## How it is measured\n\n")
-	for _, s := range method {
-		p("- %s\n", s)
-	}
-	p("\n## The servers\n\n")
-	for _, c := range r.servers {
-		p("- **%s**: %s\n", c.name, c.note)
-	}
-	for _, c := range contestants {
-		if why, ok := r.missing[c.name]; ok {
-			p("- **%s** did not take part: %s.\n", c.name, why)
-		}
-	}
 	if len(r.remarks)+len(r.failed) > 0 {
-		p("\n## Not as planned\n\n")
+		fmt.Fprintf(out, "## Not as planned\n\n")
 		for _, s := range append(r.remarks, r.failed...) {
-			p("- %s\n", s)
+			fmt.Fprintf(out, "- %s\n", s)
 		}
+		fmt.Fprintln(out)
 	}
 }
 

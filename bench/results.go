@@ -29,10 +29,11 @@ type results struct {
 	workloads []workload
 	servers   []*contestant
 	samples   map[string]map[string][]sample
-	missing   map[string]string // server → why it did not take part
-	failed    []string          // what went wrong, a sentence each
-	remarks   []string          // what was not as planned
-	about     []string          // machine, versions, date, command
+	micro     map[string][]float64 // nanoseconds of the codec's benchmarks, by name
+	missing   map[string]string    // server → why it did not take part
+	failed    []string             // what went wrong, a sentence each
+	remarks   []string             // what was not as planned
+	about     []string             // machine, versions, date, command
 }
 
 // median is the middle of v, NaN if there is none.
