@@ -276,6 +276,13 @@ func TestAnyAtGateway(t *testing.T) {
 	outside := natlab.FakePCP{Serve: true, External: publicIP}
 	full := outside
 	full.Code = func(opcode byte) byte { return opcode * 8 }
+	swallows := outside
+	swallows.Edit = func(b []byte) []byte {
+		if b[1] == 0x81 {
+			return nil
+		}
+		return b
+	}
 	inside := natlab.FakePCP{Serve: true, External: netip.MustParseAddr("192.168.0.5")}
 	for _, c := range []struct {
 		name string
@@ -293,13 +300,14 @@ func TestAnyAtGateway(t *testing.T) {
 		{"behind another NAT", natlab.FakePCP{}, down, behind, "", AddressMismatch},
 		{"all", outside, pmp, igd, "pcp", 0},
 		{"PCP is full", full, pmp, igd, "nat-pmp", 0},
+		{"PCP swallows mappings", swallows, pmp, igd, "nat-pmp", 0},
 		{"PCP's address is private", inside, natlab.FakePMP{}, igd, "upnp", 0},
 		{"PCP's address is private, UPnP silent", inside, natlab.FakePMP{}, natlab.FakeUPnP{}, "pcp", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			f := natlab.StartFake(t, natlab.FakeConfig{PCP: c.pcp, PMP: c.pmp, UPnP: c.igd})
-			a := newAny(candidate{mapper: testPCP(f), blind: true}, candidate{mapper: testPMP(f), wait: 250 * time.Millisecond}, candidate{mapper: testUPnP(f), wait: time.Second})
+			a := newAny(candidate{mapper: testPCP(f), blind: true, limit: 500 * time.Millisecond}, candidate{mapper: testPMP(f), wait: 250 * time.Millisecond}, candidate{mapper: testUPnP(f), wait: time.Second})
 			l, err := a.Map(t.Context(), request(9000))
 			if l.Via != c.via || kindOf(err) != c.kind {
 				t.Fatalf("%+v, %v", l, err)

@@ -110,7 +110,17 @@ func (u *upnp) find(ctx context.Context, op string, links []link) (*service, err
 				look(<-hits)
 			}
 		case <-ctx.Done():
-			return nil, u.fail(op, netip.Addr{}, &Error{Kind: ctxKind(ctx), Err: ctx.Err()})
+			// A device that takes seconds for each answer is late, not deaf:
+			// what is known of it by now will do.
+			for ; pending > 0; pending-- {
+				if f := <-findings; f.err == nil && (best.service == nil || better(f.service, f.score, best.service, best.score)) {
+					best = f
+				}
+			}
+			if best.service != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return best.service, nil
+			}
+			return nil, u.fail(op, netip.Addr{}, ctxError(ctx))
 		}
 	}
 	if best.service != nil {
@@ -144,15 +154,22 @@ func inspect(ctx context.Context, h hit) (*service, int, error) {
 	if len(services) > maxServices {
 		services = services[:maxServices]
 	}
-	best, score := services[0], 0
+	var best *service
+	score := 0
 	for _, s := range services {
-		n := s.score(ctx, len(services) == 1)
-		if score == 0 || better(s, n, best, score) {
+		n, answered := s.score(ctx, len(services) == 1)
+		if ctx.Err() != nil && !answered {
+			break // it was not given its time
+		}
+		if best == nil || better(s, n, best, score) {
 			best, score = s, n
 		}
 		if score == scoreBest {
 			break
 		}
+	}
+	if best == nil {
+		return nil, 0, fill("", "", h.device, NoGateway, 0, ctxError(ctx))
 	}
 	return best, score, nil
 }

@@ -141,26 +141,29 @@ func (s *service) connected(ctx context.Context) (up, known bool) {
 
 // score says how useful a service is: a device may list a WAN that is down
 // before the one that works. A service that does not answer about itself is
-// not excluded, only last but one.
-func (s *service) score(ctx context.Context, alone bool) int {
+// not excluded, only last but one; answered says whether it did, be it with a
+// fault.
+func (s *service) score(ctx context.Context, alone bool) (score int, answered bool) {
 	a, err := s.externalAddr(ctx)
+	answered = err == nil || codeOf(err) != 0
 	if alone && err == nil {
 		// Its status would decide nothing.
 		if isGlobal(a) {
-			return scoreBest
+			return scoreBest, true
 		}
-		return scorePrivate
+		return scorePrivate, true
 	}
 	up, known := s.connected(ctx)
+	answered = answered || known
 	switch {
 	case known && !up:
-		return scoreDown
+		return scoreDown, answered
 	case isGlobal(a):
-		return scoreBest
+		return scoreBest, answered
 	case known && a.IsValid():
-		return scorePrivate
+		return scorePrivate, answered
 	}
-	return scoreUnknown
+	return scoreUnknown, answered
 }
 
 const (

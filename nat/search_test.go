@@ -203,6 +203,27 @@ func TestUPnPSlow(t *testing.T) {
 	}
 }
 
+// A device with several services that takes its time for each answer is found
+// all the same when the search is over.
+func TestUPnPVerySlow(t *testing.T) {
+	t.Parallel()
+	f, u := startUPnP(t, natlab.FakeUPnP{
+		Services: []natlab.FakeService{{URN: "WANPPPConnection:1", External: "10.1.2.3"}, {URN: "WANIPConnection:1", External: "10.1.2.4"}, {URN: "WANIPConnection:2", External: "10.1.2.5", Control: "/last"}},
+		HTTP: func(_ http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodPost {
+				time.Sleep(200 * time.Millisecond)
+			}
+			return false
+		},
+	})
+	u.limit = 500 * time.Millisecond
+	start := time.Now()
+	s, err := u.discover(t.Context(), "probe", []link{{gateway: f.Addr, local: localIP}})
+	if err != nil || s.urn != urnIP2 || time.Since(start) > 900*time.Millisecond {
+		t.Errorf("%+v, %v after %v", s, err, time.Since(start))
+	}
+}
+
 // A device answers only to some questions, or only to those sent in one of the
 // ways, or from another port; and each is found.
 func TestUPnPSearches(t *testing.T) {
