@@ -41,9 +41,10 @@ type fragments struct {
 	at   int // payload bytes of the message that have
 }
 
-// A queue is the times of requests in flight, oldest first.
+// A queue is when the unanswered requests of one client were due, oldest first.
+// It is long enough for a machine that stands still for a second.
 type queue struct {
-	at   [64]time.Duration
+	at   [1024]time.Duration
 	head uint
 	tail uint
 }
@@ -61,7 +62,8 @@ type driver struct {
 	start          time.Time
 	complete       int // requests answered
 	outstanding    int
-	latencies      []time.Duration // of paced
+	sent           []queue         // of pace, for each client
+	latencies      []time.Duration // of pace
 }
 
 // open connects to the server on port and upgrades, n times. The raw TCP server
@@ -410,12 +412,12 @@ func (d *driver) pace(window time.Duration, rate int) (int, error) {
 	interval := time.Second / time.Duration(rate)
 	d.latencies = d.latencies[:0]
 	timed := func(i, replies int) error {
-		now, q := d.now(), &d.clients[i].sent
+		now, q := d.now(), &d.sent[i]
 		for range replies {
 			if q.head == q.tail {
 				return errors.New("a reply that nobody asked for")
 			}
-			d.latencies = append(d.latencies, now-q.at[q.head%64])
+			d.latencies = append(d.latencies, now-q.at[q.head%uint(len(q.at))])
 			q.head++
 		}
 		return nil
@@ -424,13 +426,16 @@ func (d *driver) pace(window time.Duration, rate int) (int, error) {
 		now := d.now()
 		for due := first + time.Duration(k)*interval; due <= now && due < end; due = first + time.Duration(k)*interval {
 			i := k % len(d.clients)
-			q := &d.clients[i].sent
-			if q.tail-q.head == 64 || len(d.clients[i].left) > 0 {
+			q := &d.sent[i]
+			if q.tail-q.head == uint(len(q.at)) {
 				return 0, fmt.Errorf("the server cannot take %d messages a second", rate)
+			}
+			if len(d.clients[i].left) > 0 {
+				break // its turn comes when the socket takes more
 			}
 			// From when it was due: a driver that is late must not make the
 			// server look quick.
-			q.at[q.tail%64] = due
+			q.at[q.tail%uint(len(q.at))] = due
 			q.tail++
 			k++
 			if err := d.send(i); err != nil {

@@ -324,6 +324,7 @@ func (b *bench) once(p *process, w workload, spin bool) (s sample, err error) {
 		case echo:
 			load = d.echo
 		case paced:
+			d.sent = make([]queue, w.conns)
 			d.latencies = make([]time.Duration, 0, 2*int(float64(w.rate)*b.window.Seconds()))
 			load = func(t time.Duration) (int, error) { return d.pace(t, w.rate) }
 		case broadcast:
