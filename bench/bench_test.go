@@ -43,7 +43,7 @@ func TestSmoke(t *testing.T) {
 	run := func(o options, names string) *results {
 		t.Helper()
 		o.run = regexp.MustCompile(names)
-		r, err := runAll(o)
+		r, err := runAll(t.Context(), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,10 +75,10 @@ func TestSmoke(t *testing.T) {
 }
 
 func TestUnknownNames(t *testing.T) {
-	if _, err := runAll(options{run: regexp.MustCompile("^nothing$")}); err == nil {
+	if _, err := runAll(t.Context(), options{run: regexp.MustCompile("^nothing$")}); err == nil {
 		t.Error("no workload, and no error")
 	}
-	if _, err := runAll(options{servers: []string{"nobody"}}); err == nil {
+	if _, err := runAll(t.Context(), options{servers: []string{"nobody"}}); err == nil {
 		t.Error("no such server, and no error")
 	}
 }

@@ -12,6 +12,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -25,6 +26,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime/debug"
@@ -104,7 +106,9 @@ func main() {
 		log.Fatal(err)
 	}
 	began := time.Now()
-	r, err := runAll(o)
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	r, err := runAll(ctx, o)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -130,8 +134,8 @@ func main() {
 }
 
 // runAll runs the workloads that o chooses. It fails only if nothing can be
-// measured; a server that fails is left out and named.
-func runAll(o options) (*results, error) {
+// measured or ctx ends; a server that fails is left out and named.
+func runAll(ctx context.Context, o options) (*results, error) {
 	r := &results{samples: make(map[string]map[string][]sample), missing: make(map[string]string)}
 	for _, w := range workloads {
 		if o.run == nil || o.run.MatchString(w.name) {
@@ -189,9 +193,12 @@ func runAll(o options) (*results, error) {
 		began := time.Now()
 		r.samples[w.name] = make(map[string][]sample)
 		if w.kind == idle {
-			b.measureIdle(w)
+			b.measureIdle(ctx, w)
 		} else {
-			b.measureTimed(w)
+			b.measureTimed(ctx, w)
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
 		o.log.Printf("%-10s %v", w.name, time.Since(began).Round(100*time.Millisecond))
 	}
@@ -266,7 +273,7 @@ func (b *bench) fail(w workload, c *contestant, err error) {
 
 // measureTimed runs the rounds of w. A server that fails takes no further part
 // in it.
-func (b *bench) measureTimed(w workload) {
+func (b *bench) measureTimed(ctx context.Context, w workload) {
 	cpus, spin := b.place(w.procs)
 	if !spin {
 		b.remark("%s: there are only %d CPUs, so server and driver share them, and the driver sleeps instead of spinning.", w.name, len(b.cpus))
@@ -292,6 +299,9 @@ func (b *bench) measureTimed(w workload) {
 				continue
 			}
 			s, err := b.once(p, w, spin)
+			if ctx.Err() != nil {
+				return
+			}
 			if err != nil {
 				p.dead = true
 				b.fail(w, p.contestant, err)
@@ -349,19 +359,20 @@ func (b *bench) once(p *process, w workload, spin bool) (s sample, err error) {
 	if err != nil {
 		return s, err
 	}
-	began := time.Now()
 	cpu, err := p.cpu()
 	if err != nil {
 		return s, err
 	}
+	began := time.Now()
 	if s.messages, err = load(b.window); err != nil {
 		return s, err
 	}
+	s.wall = time.Since(began)
 	used, err := p.cpu()
 	if err != nil {
 		return s, err
 	}
-	s.wall, s.cpu = time.Since(began), used-cpu
+	s.cpu = used - cpu
 	after, err := p.ask("stats")
 	if err != nil {
 		return s, err
@@ -384,7 +395,7 @@ func (b *bench) once(p *process, w workload, spin bool) (s sample, err error) {
 
 // measureIdle measures the memory of silent connections, each server in a
 // fresh process.
-func (b *bench) measureIdle(w workload) {
+func (b *bench) measureIdle(ctx context.Context, w workload) {
 	w.conns = min(w.conns, b.conns)
 	// Both ends of a connection are a descriptor in a process; some are needed
 	// for other things.
@@ -396,6 +407,9 @@ func (b *bench) measureIdle(w workload) {
 	for _, c := range b.results.servers {
 		for range b.idle {
 			s, err := b.idleOnce(c, w, cpus)
+			if ctx.Err() != nil {
+				return
+			}
 			if err != nil {
 				b.fail(w, c, err)
 				break

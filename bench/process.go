@@ -68,7 +68,7 @@ func pinSelf(cpus []int) error {
 }
 
 // cpuTime is the CPU time that a process has used, user and system, in
-// nanoseconds. It is the process's own CPU clock (clock_getcpuclockid): exact
+// nanoseconds, up to when its threads last stopped running. It is the process's own CPU clock (clock_getcpuclockid): exact
 // where the ticks of /proc/PID/stat are 10 ms, and with the threads that have
 // ended, which a sum over /proc/PID/task would lose.
 func cpuTime(pid int) (time.Duration, error) {
@@ -175,7 +175,13 @@ func (p *process) ask(command string) (report, error) {
 	return r, json.Unmarshal([]byte(s), &r)
 }
 
-func (p *process) cpu() (time.Duration, error) { return cpuTime(p.cmd.Process.Pid) }
+// cpu is the CPU time that the server has used once it sleeps: the kernel books
+// a thread's time when it stops running, or at a tick.
+func (p *process) cpu() (time.Duration, error) {
+	time.Sleep(2 * time.Millisecond)
+	return cpuTime(p.cmd.Process.Pid)
+}
+
 func (p *process) memory() (int, error)        { return resident(p.cmd.Process.Pid) }
 
 func (p *process) stop() {

@@ -244,7 +244,7 @@ func (r *results) latency(section func(title, text, table string)) {
 var method = []string{
 	"One server process and one driver process run at a time, each pinned to a CPU of its own; the other servers are there and wait. A server has GOMAXPROCS=1 where nothing else is said.",
 	"The driver spins on non-blocking sockets with frames made beforehand, and compares what comes back: messages up to 4 KiB entirely, of larger ones the frame header always and the content of every sixteenth.",
-	"CPU time is the difference of the server process's CPU clock (clock_getcpuclockid) before and after, with nothing in flight at both ends. It resolves nanoseconds and keeps the time of threads that ended; the ticks of /proc/PID/stat are 10 ms.",
+	"CPU time is the difference of the server process's CPU clock (clock_getcpuclockid) before and after, with nothing in flight at both ends and the server asleep, so that all of its time is booked. It resolves nanoseconds and keeps the time of threads that ended; the ticks of /proc/PID/stat are 10 ms.",
 	"In a round every server gets one window, in an order that rotates. A round's ratio is the server's CPU time per message over that of the raw TCP server in the same round; the result is the median of the rounds' ratios. This was fixed before anything was measured.",
 	"The raw TCP server gets the very bytes of the masked frame and returns them, so its reply is the 4 bytes of the masking key longer than a WebSocket server's.",
 	"Compression is off everywhere; text is checked to be UTF-8, by the library or, where it does not, by the program.",
