@@ -182,7 +182,7 @@ func (p *process) cpu() (time.Duration, error) {
 	return cpuTime(p.cmd.Process.Pid)
 }
 
-func (p *process) memory() (int, error)        { return resident(p.cmd.Process.Pid) }
+func (p *process) memory() (int, error) { return resident(p.cmd.Process.Pid) }
 
 func (p *process) stop() {
 	p.in.Close()
