@@ -137,6 +137,7 @@ func wanChange(t *testing.T, echo string, protocols []gatewayKind) {
 			t.Logf("%s: %.2f s until the new address is known", t.Name(), time.Since(since).Seconds())
 			p.Await(t, time.Second, "public "+c.via+" lost "+outside.url)
 			converse(t, l.WAN, url)
+			p.Await(t, 5*time.Second, "public "+c.via+" verified "+url) // it was verified before, and is anew
 			stopped(t, p, syscall.SIGTERM)
 			noRules(t, l)
 		})
