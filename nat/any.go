@@ -77,7 +77,7 @@ func (a *anyMapper) Name() string { return "any" }
 func (a *anyMapper) Map(ctx context.Context, r Request) (Lease, error) {
 	if p := r.Previous; p != nil {
 		l, err := a.renew(ctx, r)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || kindOf(err) == WANDown { // another protocol has no other line
 			return l, err
 		}
 		// From here on it is a new mapping, with the old external port if
@@ -99,7 +99,7 @@ func (a *anyMapper) renew(ctx context.Context, r Request) (Lease, error) {
 	}
 	m := a.candidates[i].mapper
 	l, err := m.Map(ctx, r)
-	if err == nil || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil || kindOf(err) == WANDown {
 		return l, err
 	}
 	a.drop(i)

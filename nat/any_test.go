@@ -158,6 +158,14 @@ func TestAnyRenewal(t *testing.T) {
 			t.Errorf("renewed: %+v, %v", l, err)
 		}
 
+		// Its line is down: the mapping stays, and nobody else is asked.
+		igd.fail = scriptedError("upnp", WANDown)
+		asked := pmp.probes
+		_, err = a.Map(t.Context(), r)
+		if wantKind(t, err, WANDown, 0); pmp.probes != asked || len(pmp.maps) != 0 || igd.unmaps != 0 {
+			t.Errorf("line down: %d probes, %d maps of the other, %d unmaps", pmp.probes-asked, len(pmp.maps), igd.unmaps)
+		}
+
 		// It refuses: given back, then the other with the same port.
 		igd.fail = scriptedError("upnp", Refused)
 		if l, err = a.Map(t.Context(), r); err != nil || l.Via != "nat-pmp" || igd.held != 0 || pmp.held != 1 || l.External.Port() != 9444 {

@@ -402,6 +402,27 @@ func TestChecks(t *testing.T) {
 			}
 		})
 	}
+	// The line is down: the mapping stays, its address is none, and then again one.
+	var down atomic.Bool
+	f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: publicIP, Edit: func(b []byte) []byte {
+		if down.Load() {
+			b[3], b = 3, b[:8]
+		}
+		return b
+	}}})
+	n := testPMP(f)
+	held, err := n.Map(t.Context(), request(9000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []bool{true, false} {
+		down.Store(x)
+		held, err = n.check(t.Context(), held)
+		if err != nil || held.External.Port() != 9000 || held.External.Addr().IsValid() == x {
+			t.Errorf("line down %v: %+v, %v", x, held, err)
+		}
+	}
+
 	l, err := newAny().check(t.Context(), Lease{Via: "user's"})
 	if err != nil || l.Via != "user's" {
 		t.Errorf("%+v, %v", l, err)

@@ -161,6 +161,12 @@ func (n *natPMP) undo(ctx context.Context, l link, q pmpRequest) {
 func (n *natPMP) check(ctx context.Context, l Lease) (Lease, error) {
 	at := link{gateway: l.Gateway, local: l.Internal.Addr()}
 	addr, now, err := n.external(ctx, "check", at, n.call)
+	if kindOf(err) == WANDown {
+		// Its line is down. Mappings outlive that, as a rule; what is to be
+		// said now is that nobody can come in by it.
+		l.External = netip.AddrPortFrom(netip.Addr{}, l.External.Port())
+		return l, nil
+	}
 	if err != nil {
 		return l, err
 	}

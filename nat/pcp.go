@@ -62,7 +62,8 @@ const (
 	// How long an error stands when the gateway does not say (RFC 6887 §7.4
 	// recommends 30 s for short ones), and at most.
 	pcpShortError = 30 * time.Second
-	pcpLongError  = time.Minute // it recommends 30 minutes, miniupnpd says 0; the keeper's backoff does the rest
+	pcpDownError  = 5 * time.Second // the line may be back at any moment, which the gateway announces
+	pcpLongError  = time.Minute     // it recommends 30 minutes, miniupnpd says 0; the keeper's backoff does the rest
 	pcpMaxError   = 30 * time.Minute
 
 	// How many mappings, and how many errors, are remembered at most: one of
@@ -334,13 +335,14 @@ func (p *pcp) noteRefusal(key pcpKey, err error) {
 func refusal(r pcpResponse) error {
 	e := &Error{Code: int(r.code)}
 	short := false
+	stands := pcpShortError
 	switch r.code {
 	case pcpNotAuthorized:
 		e.Kind = Refused
 	case pcpUnsupportedVersion, pcpMalformedRequest, pcpUnsupportedOpcode, pcpUnsupportedOption, pcpMalformedOption, pcpUnsupportedProtocol:
 		e.Kind = Unsupported
 	case pcpNetworkFailure:
-		e.Kind, short = WANDown, true
+		e.Kind, short, stands = WANDown, true, pcpDownError
 	case pcpNoResources, pcpQuota:
 		e.Kind, short = NoResources, true
 	case pcpCannotProvide:
@@ -360,7 +362,7 @@ func refusal(r pcpResponse) error {
 	switch e.RetryAfter = min(time.Duration(r.lifetime)*time.Second, pcpMaxError); {
 	case e.RetryAfter > 0:
 	case short:
-		e.RetryAfter = pcpShortError
+		e.RetryAfter = stands
 	default:
 		e.RetryAfter = pcpLongError
 	}

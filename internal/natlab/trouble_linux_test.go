@@ -49,7 +49,7 @@ func testWANReturnsLong(t *testing.T, echo string) {
 			since = time.Now()
 			told := len(p.Lines())
 			l.SetWAN(t, GatewayWAN)
-			for !strings.Contains(strings.Join(p.Lines()[told:], "\n"), "public "+c.via+" mapped "+outside.url) {
+			for !strings.Contains(strings.Join(p.Lines()[told:], "\n"), "public "+outside.via+" mapped "+outside.url) {
 				if time.Since(since) > silentLimit {
 					t.Fatalf("not told of the return within %v", silentLimit)
 				}
