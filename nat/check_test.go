@@ -3,8 +3,11 @@ package nat
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -292,58 +295,114 @@ func TestManagerWakes(t *testing.T) {
 	})
 }
 
-// Weeks of a gateway that can be looked after, and reboots, refuses and falls
-// silent by a script: whenever the mapping is gone, or there again, the status
-// says so within two minutes, and nobody is stormed.
+// Weeks of a gateway that can be looked after, and at random reboots, refuses,
+// falls silent, gives the port away and gets another address: whenever the
+// mapping is gone, or there again, or elsewhere, an event has said so within
+// two minutes, the status with it, and no hour sees more than some 80 requests.
 func TestManagerWeeks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := &checked{gate: newGate(2 * time.Hour)}
-		var failure error // of checks
-		c.answer = func(l Lease) (Lease, error) {
-			if failure == nil && !time.Now().Before(c.until) {
-				return l, &Error{Mapper: "gate", Op: "check", Err: errStateLost}
-			}
-			return l, failure
-		}
-		m, announce, _ := keepChecked(c, nil)
-		defer m.Close()
-		silent := &Error{Mapper: "gate", Kind: Timeout}
-		script := []struct {
-			err, failure error // of askings and of checks
-			reboot       bool
-		}{
-			{reboot: true}, {}, {err: silent, failure: silent}, {}, {err: &Error{Kind: Refused}, reboot: true}, {}, {reboot: true}, {err: &Error{Kind: Conflict}}, {},
-			{err: silent, failure: silent}, {err: silent, failure: silent}, {err: silent, failure: silent}, {},
-		}
-		wrong := 0 // minutes in a row that the status has been wrong
-		for hour := range 3 * 7 * 24 {
-			now := script[hour%len(script)]
-			c.set(func() {
-				c.err, failure = now.err, now.failure
-				if now.reboot {
-					c.until = time.Time{}
+	for seed := range uint64(4) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			c := &checked{gate: newGate(2 * time.Hour)}
+			var deaf error // of checks
+			c.answer = func(l Lease) (Lease, error) {
+				if deaf != nil {
+					return l, deaf
 				}
-			})
-			if now.reboot && hour%2 == 0 {
-				announce()
-			}
-			for minute := range 60 {
-				time.Sleep(time.Minute)
-				synctest.Wait()
-				live := false
-				c.set(func() { live = time.Now().Before(c.until) })
-				if wrong++; len(m.Status().Leases) > 0 == live {
-					wrong = 0
+				if !time.Now().Before(c.until) {
+					return l, &Error{Mapper: "gate", Op: "check", Err: errStateLost}
 				}
-				if wrong > 2 {
-					t.Fatalf("hour %d, minute %d: live %v, status %+v", hour, minute, live, m.Status())
-				}
+				l.External = netip.AddrPortFrom(c.external, l.External.Port())
+				return l, nil
 			}
-		}
-		if n := len(c.looks) + len(c.times()); n > 3*7*24*80 {
-			t.Errorf("asked %d times in three weeks", n)
-		}
-	})
+			var mu sync.Mutex
+			var told netip.AddrPort // where peers connect, by the events; invalid if nowhere
+			kinds := map[string]int{}
+			heard := make(chan func(), 100)
+			m := newManager(ManagerConfig{Mapper: c, Internal: netip.MustParseAddrPort("0.0.0.0:9000"), OnEvent: func(e Event) {
+				mu.Lock()
+				defer mu.Unlock()
+				kinds[fmt.Sprintf("%T", e)]++
+				switch e := e.(type) {
+				case Mapped:
+					told = e.Lease.External
+				case ExternalChanged:
+					if told != e.Old {
+						t.Errorf("changed from %v, it was %v", e.Old, told)
+					}
+					told = e.New
+				case Lost:
+					told = netip.AddrPort{}
+				}
+			}}, func(ctx context.Context, _ string, _ link, f func()) error {
+				heard <- f
+				<-ctx.Done()
+				return nil
+			}, time.Now)
+			defer m.Close()
+			synctest.Wait()
+			announce := <-heard
+			wrong := 0 // minutes in a row that the events have been wrong
+			asked := 0
+			for hour := range 7 * 24 {
+				c.set(func() {
+					c.err, deaf = nil, nil
+					switch random.IntN(6) {
+					case 0: // a lost mapping could not be known
+						c.err = &Error{Mapper: "gate", Op: "map", Kind: Timeout}
+						deaf = c.err
+						return
+					case 1:
+						c.err = &Error{Mapper: "gate", Op: "map", Kind: Refused}
+					case 2:
+						c.err = &Error{Mapper: "gate", Op: "map", Kind: Conflict}
+					case 3:
+						c.external = netip.AddrFrom4([4]byte{203, 0, 113, byte(1 + random.IntN(200))})
+					}
+					if random.IntN(3) == 0 {
+						c.until = time.Time{} // rebooted
+					}
+				})
+				if random.IntN(2) == 0 {
+					announce()
+				}
+				for minute := range 60 {
+					time.Sleep(time.Minute)
+					synctest.Wait()
+					var want netip.AddrPort
+					c.set(func() {
+						if time.Now().Before(c.until) {
+							want = netip.AddrPortFrom(c.external, 9000)
+						}
+					})
+					mu.Lock()
+					got := told
+					mu.Unlock()
+					var status netip.AddrPort
+					if s := m.Status(); len(s.Leases) > 0 {
+						status = s.Leases[0].External
+					}
+					if status != got {
+						t.Fatalf("hour %d, minute %d: the events say %v, the status %v", hour, minute, got, status)
+					}
+					if wrong++; got == want {
+						wrong = 0
+					}
+					if wrong > 2 {
+						t.Fatalf("hour %d, minute %d: mapped %v, told %v, status %+v", hour, minute, want, got, m.Status())
+					}
+				}
+				n := len(c.looks) + len(c.times())
+				if n-asked > 80 {
+					t.Errorf("hour %d: %d requests", hour, n-asked)
+				}
+				asked = n
+			}
+			if kinds["nat.Mapped"] < 5 || kinds["nat.Lost"] < 5 || kinds["nat.ExternalChanged"] < 5 || kinds["nat.Renewed"] < 20 || kinds["nat.Degraded"] < 2 {
+				t.Errorf("the script is too kind: %v", kinds)
+			}
+		})
+	}
 }
 
 // What each protocol's check sees of a gateway that goes on, reboots, changes
