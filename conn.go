@@ -87,6 +87,7 @@ type WebSocket struct {
 		direct  bool    // the last read went into the core's own buffer
 		last    bool    // the read before filled all it was given (portable path)
 		head    bool    // the opening request's headers are still held
+		corked  bool    // the write side collects
 		err     error
 	}
 

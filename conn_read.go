@@ -78,7 +78,8 @@ func (c *WebSocket) parse() verdict {
 		if c.aborted.Load() {
 			return vEnded
 		}
-		if c.mustWait() {
+		f := c.messageHandler()
+		if f == nil && c.mustWait() {
 			return vGated
 		}
 		ev, n := c.core.next(c.in.b[c.rd.off:])
@@ -86,7 +87,7 @@ func (c *WebSocket) parse() verdict {
 			break
 		}
 		c.rd.off += int32(n)
-		if f := c.messageHandler(); f != nil && ev.kind == evMessage && c.ReadyState() == Open {
+		if f != nil && ev.kind == evMessage && c.ReadyState() == Open {
 			c.deliver(f, ev.op, ev.data)
 		} else if v := c.handle(ev); v != vMore {
 			return v
@@ -97,7 +98,9 @@ func (c *WebSocket) parse() verdict {
 
 // leave sends the replies and keeps of c.in only what parse has left there.
 func (c *WebSocket) leave(v verdict) {
-	c.uncork()
+	if c.rd.corked {
+		c.uncork()
+	}
 	switch rest := c.in.b[c.rd.off:]; {
 	case v == vGated && len(rest) > 0:
 		if size := cap(c.in.b); size > 2*len(rest) && size > 1<<minClass { // held for who knows how long: in no more than it needs
@@ -173,7 +176,7 @@ func (c *WebSocket) keepMessage(ev event) {
 // deliver hands a message to the program. If more bytes of the block follow,
 // replies are collected.
 func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte) {
-	if c.in != nil && int(c.rd.off) < len(c.in.b) {
+	if !c.rd.corked && c.in != nil && int(c.rd.off) < len(c.in.b) {
 		c.openCork()
 	}
 	if c.rd.head {

@@ -130,6 +130,10 @@ func (c *WebSocket) transmit(ctx context.Context, m Message) error {
 		return c.notOpenErr("send")
 	}
 	c.wmu.Lock()
+	if c.corkLocked(op, m.Data) {
+		c.wmu.Unlock()
+		return nil
+	}
 	for {
 		if !c.wr.streamed || c.wr.shut {
 			err = c.sendLocked(c.data(op), m.Data)
@@ -145,6 +149,19 @@ func (c *WebSocket) transmit(ctx context.Context, m Message) error {
 	}
 	c.wmu.Unlock()
 	return err
+}
+
+// corkLocked adds a message to those that are collected already, if it fits:
+// what sendLocked does, in short, for bursts of small messages. wmu is held.
+func (c *WebSocket) corkLocked(op opcode, p []byte) bool {
+	w := &c.wr
+	if w.cork == nil || !w.corking || w.streamed || len(p) > smallMax || c.core.client ||
+		len(w.cork.b)+maxHeaderSize+len(p) > c.corkMax() {
+		return false
+	}
+	w.buffered += len(p)
+	w.cork.b = appendData(w.cork.b, header{fin: true, op: op}, p)
+	return true
 }
 
 // holdLocked queues a message behind the one that a NextWriter has under way.
@@ -467,13 +484,15 @@ func (c *WebSocket) setWriteDeadline(t time.Time) {
 // openCork starts collecting: the reader is about to hand over one of several
 // messages.
 func (c *WebSocket) openCork() {
+	c.rd.corked = true
 	c.wmu.Lock()
 	c.wr.corking = true
 	c.wmu.Unlock()
 }
 
-// uncork sends what was collected and stops collecting.
+// uncork sends what was collected and stops collecting. The reader calls it.
 func (c *WebSocket) uncork() {
+	c.rd.corked = false
 	c.wmu.Lock()
 	if c.wr.corking {
 		c.wr.corking = false

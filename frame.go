@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/gobwas/ws"
 )
@@ -152,27 +153,46 @@ func appendHeader(dst []byte, h header) []byte {
 	return dst
 }
 
-// wordMask is the size below which the word loop beats the block kernel.
-const wordMask = 64
+// blockMask is the size from which the block kernel beats the word loop.
+const blockMask = 512
 
 // mask XORs b with key in place (RFC 6455 §5.3). offset is where b starts
 // within the payload, so that a payload may be (un)masked in pieces. Masking
 // twice gives the original back.
 func mask(b []byte, key [4]byte, offset int64) {
-	if len(b) >= wordMask {
-		ws.Cipher(b, key, int(offset&3))
-		return
+	k := bits.RotateLeft32(binary.LittleEndian.Uint32(key[:]), -8*int(offset&3))
+	w := uint64(k)<<32 | uint64(k)
+	if len(b) >= blockMask {
+		n := len(b) &^ 63 // the kernel does what is left of a block byte by byte
+		ws.Cipher(b[:n], key, int(offset&3))
+		b = b[n:]
 	}
-	var k [8]byte
-	for i := range k {
-		k[i] = key[(offset+int64(i))&3]
+	le := binary.LittleEndian
+	for len(b) >= 64 {
+		p := b[:64]
+		le.PutUint64(p, le.Uint64(p)^w)
+		le.PutUint64(p[8:], le.Uint64(p[8:])^w)
+		le.PutUint64(p[16:], le.Uint64(p[16:])^w)
+		le.PutUint64(p[24:], le.Uint64(p[24:])^w)
+		le.PutUint64(p[32:], le.Uint64(p[32:])^w)
+		le.PutUint64(p[40:], le.Uint64(p[40:])^w)
+		le.PutUint64(p[48:], le.Uint64(p[48:])^w)
+		le.PutUint64(p[56:], le.Uint64(p[56:])^w)
+		b = b[64:]
 	}
-	w := binary.LittleEndian.Uint64(k[:])
 	for len(b) >= 8 {
-		binary.LittleEndian.PutUint64(b, binary.LittleEndian.Uint64(b)^w)
+		le.PutUint64(b, le.Uint64(b)^w)
 		b = b[8:]
 	}
-	for i := range b {
-		b[i] ^= k[i&7]
+	if len(b) >= 4 {
+		le.PutUint32(b, le.Uint32(b)^k)
+		b = b[4:]
+	}
+	if len(b) >= 2 {
+		le.PutUint16(b, le.Uint16(b)^uint16(k))
+		b, k = b[2:], k>>16
+	}
+	if len(b) >= 1 {
+		b[0] ^= byte(k)
 	}
 }

@@ -128,6 +128,44 @@ func (c *core) streaming() bool  { return c.part != nil && c.part.stream }
 //
 // next unmasks in place, so b is changed.
 func (c *core) next(b []byte) (ev event, n int) {
+	// Nearly every frame is a valid message in one piece, of less than 64 KiB and
+	// all there. It is taken here; anything else, the general way.
+	if c.part != nil || c.stream || len(b) < 4 || b[0] != finBit|byte(opBinary) && b[0] != finBit|byte(opText) {
+		return c.general(b)
+	}
+	op, length, n := opcode(b[0]&^finBit), int(b[1]&^maskBit), 2
+	if length >= 126 {
+		if length == 127 || b[2] == 0 && b[3] < 126 {
+			return c.general(b)
+		}
+		length, n = int(b[2])<<8|int(b[3]), 4
+	}
+	if c.client != (b[1]&maskBit == 0) || int64(length) > c.limits.maxMessage && c.limits.maxMessage >= 0 {
+		return c.general(b)
+	}
+	if c.client {
+		if len(b)-n < length {
+			return c.general(b)
+		}
+		b = b[n : n+length : n+length]
+	} else {
+		if len(b)-n < 4+length {
+			return c.general(b)
+		}
+		key := [4]byte(b[n:])
+		n += 4
+		b = b[n : n+length : n+length]
+		mask(b, key, 0)
+	}
+	n += length
+	if op == opText && !utf8.Valid(b) {
+		return event{kind: evFail, err: errUTF8}, n
+	}
+	return event{kind: evMessage, op: op, data: b}, n
+}
+
+// general is next for every frame there may be.
+func (c *core) general(b []byte) (ev event, n int) {
 	if c.part != nil && c.part.left > 0 {
 		p := b[:min(c.part.left, int64(len(b)))]
 		return c.take(p), len(p)
@@ -154,7 +192,7 @@ func (c *core) next(b []byte) (ev event, n int) {
 		}
 		return controlEvent(h.op, p), int(end)
 	}
-	if whole && h.fin && h.op != opContinuation && !c.stream {
+	if whole && h.fin && h.op != opContinuation && !c.stream { // of 64 KiB or more
 		p := b[n:end:end]
 		if h.masked {
 			mask(p, h.key, 0)
@@ -320,6 +358,10 @@ func appendFrame(dst []byte, op opcode, p []byte, client bool) []byte {
 
 // appendData is appendFrame for what h describes, its length and key excepted.
 func appendData(dst []byte, h header, p []byte) []byte {
+	if !h.masked && h.fin && len(p) < 126 { // most of what a listener sends
+		dst = append(dst, finBit|byte(h.op)|h.rsv, byte(len(p)))
+		return append(dst, p...)
+	}
 	h.length = int64(len(p))
 	if h.masked {
 		h.key = newMaskKey()
