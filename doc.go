@@ -48,6 +48,15 @@
 // it comes from the very host it connects to and that is an IP address,
 // localhost or one of AllowedHosts. ListenConfig.Authorize can ask for more.
 //
+// # Whether peers can reach it
+//
+// Addresses lists where peers can connect, and Reachability says in one
+// sentence whether peers outside can, and if not, what to change. What the
+// router says is Mapped. An address is Verified when it has been seen to work: a
+// peer from outside has come in through it, or a connection of our own to it
+// came back, which some routers let through, or a peer that ListenConfig.Verify
+// asked has reached it. OnAddressChange tells of all of it.
+//
 // # One port, or a server's
 //
 // The one port speaks ws, HTTP (ListenConfig.HTTP) and, with

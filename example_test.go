@@ -68,6 +68,40 @@ func ExampleListenConfig_staticForward() {
 	}
 }
 
+// A chat asks a friend whether the address that the router forwards can be
+// reached: it sends the URL over the socket they have, the friend dials it and
+// sends back how that went.
+func ExampleListenConfig_verify() {
+	friend, err := peerws.Dial(context.Background(), "ws://friend.example:9000/", "chat")
+	if err != nil {
+		log.Fatal(err)
+	}
+	config := peerws.ListenConfig{
+		NAT: nat.Any(),
+		Verify: func(ctx context.Context, url string) error {
+			if err := friend.SendText("can you reach " + url); err != nil {
+				return err
+			}
+			m, err := friend.Read(ctx) // a real one sorts this answer out from the rest
+			if err == nil && string(m.Data) != "yes" {
+				err = errors.New(string(m.Data))
+			}
+			return err
+		},
+	}
+	l, err := config.Listen(context.Background(), 9000, "chat")
+	if err != nil {
+		log.Fatal(err)
+	}
+	l.OnAddressChange(func(addresses []peerws.Address) {
+		for _, a := range addresses {
+			if a.State == peerws.Verified {
+				fmt.Println("tell everybody:", a.URL)
+			}
+		}
+	})
+}
+
 func ExampleWebSocketListener_Connections() {
 	l, err := peerws.ListenConfig{Address: "127.0.0.1"}.Listen(context.Background(), 0)
 	if err != nil {

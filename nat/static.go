@@ -8,8 +8,11 @@ import (
 )
 
 // Static is the Mapper for a forward made by hand in the gateway's own pages:
-// it asks nobody and grants external, with the internal port if its port is
-// 0. The address may be left invalid when only the port is known.
+// it asks nobody, grants external for ever, with the internal port if its port
+// is 0, and gives nothing back. Where external leads is the gateway's matter; a
+// listener learns from the first peer that comes through it that it is right,
+// and says Verified. The address may be left invalid when only the port is
+// known; then a listener cannot list it.
 func Static(external netip.AddrPort) Mapper { return static{external} }
 
 type static struct{ external netip.AddrPort }

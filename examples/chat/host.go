@@ -205,7 +205,11 @@ func invitation(a peerws.Address) string {
 	case peerws.Public:
 		where = "anywhere"
 	}
-	return "* from " + where + ": " + pageURL(a.URL) + " in a browser, or chat " + a.URL
+	proof := ""
+	if a.State == peerws.Verified {
+		proof = " (verified)"
+	}
+	return "* from " + where + ": " + pageURL(a.URL) + " in a browser, or chat " + a.URL + proof
 }
 
 // pageURL is the address of the page beside a WebSocket address.

@@ -309,3 +309,16 @@ func TestSlowPeer(t *testing.T) {
 	close(release)
 	wantClosed(t, slow, peerws.StatusTryAgainLater, reasonSlow)
 }
+
+// A link that somebody has come through says so.
+func TestInvitation(t *testing.T) {
+	a := peerws.Address{URL: "ws://203.0.113.7:9000/", Scope: peerws.Public, Via: "pcp", State: peerws.Mapped}
+	const want = "* from anywhere: http://203.0.113.7:9000/ in a browser, or chat ws://203.0.113.7:9000/"
+	if got := invitation(a); got != want {
+		t.Errorf("%q", got)
+	}
+	a.State = peerws.Verified
+	if got := invitation(a); got != want+" (verified)" {
+		t.Errorf("%q", got)
+	}
+}
