@@ -126,9 +126,6 @@ func (l *WebSocketListener) startMapping(c *ListenConfig) {
 		if _, ok := l.ln.(*net.TCPListener); ok && l.loopDial == nil {
 			l.loopDial = dialOutside
 		}
-		if bound.Addr().IsUnspecified() { // the mapping is for IPv4
-			bound = netip.AddrPortFrom(netip.IPv4Unspecified(), bound.Port())
-		}
 		l.manager = nat.NewManager(nat.ManagerConfig{
 			Mapper:      c.NAT,
 			Internal:    bound,
@@ -297,7 +294,22 @@ func (l *WebSocketListener) Addresses() []Address {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	l.keepDirectLocked(list)
-	return append(list, a.mapped...)
+	// A mapped IPv6 address is one of our own. It is listed once: as mapped
+	// while it is, then as what it was before.
+	var mapped []Address
+	for _, m := range a.mapped {
+		i := slices.IndexFunc(list, func(b Address) bool { return b.URL == m.URL })
+		switch {
+		case i < 0:
+		case m.State == Lost:
+			continue
+		default:
+			m.State = max(m.State, list[i].State)
+			list = slices.Delete(list, i, i+1)
+		}
+		mapped = append(mapped, m)
+	}
+	return append(list, mapped...)
 }
 
 // URL returns the best address a peer can use now: a verified one before a

@@ -70,8 +70,6 @@
 //     machine itself; pages loaded over http, and programs, may open it anywhere.
 //   - A router that is itself behind another one, or behind the provider's
 //     carrier-grade NAT, cannot make a port reachable; Reachability says so.
-//   - Only IPv4 ports are opened in the router so far. Over IPv6 peers outside get
-//     in if no firewall is in the way.
 //   - The certificate for wss is the program's to get (ListenConfig.TLSConfig).
 //     Over TLS a waiting connection holds some 15 KB more, and crypto/tls
 //     allocates for every message.

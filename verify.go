@@ -279,7 +279,9 @@ func (a *addressBook) provedByLocked(at netip.AddrPort, from netip.Addr, host st
 		return nil, false
 	}
 	own := scopeOf(at.Addr()) == Public
+	through := false // a firewall that lets peers in for as long as the mapping lives
 	for _, q := range a.proofs {
+		through = through || at == q.external
 		if from == q.external.Addr() {
 			return nil, false
 		}
@@ -292,7 +294,7 @@ func (a *addressBook) provedByLocked(at netip.AddrPort, from netip.Addr, host st
 			p = q
 		}
 	}
-	if own {
+	if own && !through {
 		direct = true
 		for _, d := range a.direct {
 			direct = direct && d != at.Addr()

@@ -39,3 +39,14 @@ func isGlobal(a netip.Addr) bool {
 
 // isSharedNAT reports whether a is from the range of carrier-grade NATs.
 func isSharedNAT(a netip.Addr) bool { return sharedNAT.Contains(a.Unmap()) }
+
+// An addresser6 is a Mapper that can do something for IPv6 addresses, and
+// knows which of them are worth it. Of a user's Mapper nothing is known, so it
+// is asked for an IPv6 address only if that is what the listener is bound to.
+type addresser6 interface {
+	// addrs6 lists the addresses of ours at which peers outside could reach us.
+	addrs6() []netip.Addr
+
+	// gateway6 is the gateway in front of one of them, invalid if there is none.
+	gateway6(netip.Addr) netip.Addr
+}

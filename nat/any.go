@@ -14,12 +14,16 @@ import (
 // conflict with ourselves. Lease.Via names the one that was used, and renewals
 // go to it.
 func Any() Mapper {
-	h := systemHost()
-	return newAny(
+	h, h6 := systemHost(), systemHost6()
+	four := newAny(
 		candidate{mapper: newPCP(h), blind: true, limit: mapLimit},
 		candidate{mapper: newNATPMP(h), wait: pcpHeadStart, limit: mapLimit},
 		candidate{mapper: newUPnP(h, systemSearcher()), wait: time.Second},
 	)
+	six := newAny(
+		candidate{mapper: newPCP(h6), blind: true, limit: mapLimit},
+	)
+	return newDual(four, h6, six)
 }
 
 // pcpHeadStart is how long NAT-PMP's answer waits for PCP's. A gateway that

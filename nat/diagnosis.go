@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // A Diagnosis explains to a person whether peers outside can reach us.
@@ -61,6 +62,11 @@ func diagnoseLease(l Lease) Diagnosis {
 			Summary: fmt.Sprintf("The router forwards port %d but has no Internet address of its own.", ext.Port()),
 			Advice:  "Look whether the router is connected to the Internet.",
 		}
+	case ext.Addr().Is6():
+		return Diagnosis{
+			Code:    "mapped",
+			Summary: fmt.Sprintf("The router lets peers in to %s over IPv6 (%s); not yet verified from outside.", ext, l.Via),
+		}
 	case !isGlobal(ext.Addr()):
 		return diagnoseInside(ext.Addr(), "The port is mapped, but")
 	}
@@ -91,6 +97,38 @@ func diagnose(err error) Diagnosis {
 	d := explain(err)
 	if d.Code != "off" {
 		d.Detail = errText(err)
+	}
+	return d
+}
+
+// diagnose6 explains why there is none for an IPv6 address of ours. Nothing
+// needs to be forwarded there, so silence does not say that all is lost.
+func diagnose6(err error) Diagnosis {
+	d := diagnose(err)
+	if d.Code == "no-gateway" {
+		d.Summary = "No router answered when asked to let peers in over IPv6; they get in only if its firewall is open."
+		d.Advice = "Switch on PCP or UPnP in the router's settings, or allow connections to this machine and port in its IPv6 firewall."
+	}
+	return d
+}
+
+// besideIPv6 adds to d, which is about IPv4, that peers get in over IPv6, if
+// one of the leases says so and they do not get in over IPv4. It changes no
+// Code: that of a machine without an IPv4 network excepted, d's stays true.
+func besideIPv6(d Diagnosis, leases []Lease) Diagnosis {
+	if d.Code == "mapped" || d.Code == "public" {
+		return d
+	}
+	for _, l := range leases {
+		if a := l.External.Addr(); !a.Is6() || a.Is4In6() || !isGlobal(a) {
+			continue
+		}
+		if d.Code == "no-network" {
+			return diagnoseLease(l)
+		}
+		d.Summary += fmt.Sprintf(" Over IPv6 the router lets peers in to %s (%s).", l.External, l.Via)
+		d.Advice = strings.TrimSpace("Give IPv6 peers that address. For the others: " + d.Advice)
+		break
 	}
 	return d
 }

@@ -8,9 +8,9 @@ import (
 	"slices"
 )
 
-// A route is a default route for IPv4.
+// A route is a default route.
 type route struct {
-	gateway netip.Addr // invalid on a point-to-point link, which needs none
+	gateway netip.Addr // without a zone; invalid on a point-to-point link, which needs none
 	iface   string     // name of the interface, "" if only the index is known
 	index   int        // index of the interface, 0 if only the name is known
 	metric  int        // the smaller one is used
@@ -18,7 +18,7 @@ type route struct {
 
 // A link is a gateway and the address of ours that it sees.
 type link struct {
-	gateway netip.Addr
+	gateway netip.Addr // with its zone, if it is link-local
 	local   netip.Addr
 }
 
@@ -35,6 +35,11 @@ type host struct {
 	// prefixes lists the directly connected IPv4 subnets, with our address in each.
 	prefixes func() ([]netip.Prefix, error)
 
+	// six says that this is about IPv6. Then addrs takes the place of source and
+	// prefixes: which address faces the gateway is the listener's to say.
+	six   bool
+	addrs func() ([]addr6, error)
+
 	// loopback allows gateways and ourselves on loopback: for tests.
 	loopback bool
 }
@@ -47,12 +52,14 @@ func systemHost() host {
 const maxGateways = 4
 
 var (
-	errNoRoute  = errors.New("no default route")
-	errNoSource = errors.New("no address of our own faces the gateway")
-	errIPv6     = errors.New("only IPv4 addresses can be mapped")
-	errLoopback = errors.New("the listener is bound to loopback, where no gateway can forward to")
-	errNoPort   = errors.New("the internal port is 0")
-	errForeign  = errors.New("the lease was not made by this mapper")
+	errNoRoute   = errors.New("no default route")
+	errNoSource  = errors.New("no address of our own faces the gateway")
+	errIPv6      = errors.New("only IPv4 addresses can be mapped")
+	errNotIPv6   = errors.New("no IPv6 address of our own")
+	errNotGlobal = errors.New("the address cannot be reached from outside, whoever lets peers in")
+	errLoopback  = errors.New("the listener is bound to loopback, where no gateway can forward to")
+	errNoPort    = errors.New("the internal port is 0")
+	errForeign   = errors.New("the lease was not made by this mapper")
 )
 
 // links lists the gateways to ask for a listener bound to bound, the
@@ -61,6 +68,9 @@ var (
 // only if it answers.
 func (h host) links(bound netip.Addr) ([]link, error) {
 	bound = bound.Unmap()
+	if h.six {
+		return h.links6(bound)
+	}
 	switch {
 	case bound.IsValid() && !bound.IsUnspecified() && !bound.Is4():
 		return nil, &Error{Kind: Unsupported, Err: errIPv6}
@@ -148,7 +158,7 @@ func (h host) ownAddr(bound netip.Addr) netip.Addr {
 		if bound.Is4() {
 			return bound
 		}
-		return netip.Addr{} // IPv6 has no NAT to speak of; it comes with PCP
+		return netip.Addr{} // IPv6 has no NAT to speak of, but firewalls
 	}
 	if links, err := h.links(bound); err == nil {
 		return links[0].local

@@ -9,3 +9,8 @@ import "errors"
 func defaultRoutes() ([]route, error) {
 	return nil, errors.ErrUnsupported
 }
+
+// defaultRoutes6 is not known either, and for IPv6 there is nothing to guess.
+func defaultRoutes6() ([]route, error) {
+	return nil, errors.ErrUnsupported
+}

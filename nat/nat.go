@@ -1,9 +1,11 @@
 // Package nat opens a TCP port on the gateway between this machine and the
-// Internet, keeps it open, and says why when it cannot.
+// Internet, for IPv4 and for IPv6, keeps it open, and says why when it cannot.
 //
 // A [Mapper] speaks one protocol (PCP, NAT-PMP, UPnP IGD), or several behind
-// one face: [Any]. A [Manager] keeps one mapping alive with it and explains
-// the outcome in a [Diagnosis].
+// one face: [Any]. A [Manager] keeps mappings alive with it, one for IPv4 and
+// one for each global IPv6 address, and explains the outcome in a [Diagnosis].
+// Over IPv6 nothing is translated: there a mapping is a hole in the gateway's
+// firewall, and its external address is our own.
 //
 //	m := nat.NewManager(nat.ManagerConfig{Mapper: nat.Any(), Internal: local})
 //	defer m.Close()
@@ -24,7 +26,7 @@
 // the old one ends with its lifetime. In UPnP the port is kept, unless the
 // gateway lets only the old address delete the entry.
 //
-// Only IPv4 and TCP.
+// Only TCP.
 package nat
 
 import (
@@ -60,7 +62,7 @@ type Request struct {
 	// Internal is the address and TCP port peers are to be forwarded to. Its
 	// family chooses the family of the mapping. An unspecified address
 	// (0.0.0.0, or :: of a socket for both families) stands for whichever of
-	// our IPv4 addresses faces the gateway.
+	// our IPv4 addresses faces the gateway; for IPv6 it is one of ours.
 	Internal netip.AddrPort
 
 	// External is the external port we would like, 0 for the same as the
@@ -99,7 +101,7 @@ type Lease struct {
 	External netip.AddrPort // where peers connect; its address is invalid if the gateway did not say
 	Lifetime time.Duration  // granted, from Obtained on; 0 = no end known
 	Via      string         // the Name of the protocol that made it
-	Gateway  netip.Addr     // who granted it; invalid for a static one
+	Gateway  netip.Addr     // who granted it, over IPv6 as a rule a link-local address with its zone; invalid for a static one
 	Obtained time.Time      // when, with the monotonic clock
 
 	// reassert, when not 0, is how long the gateway is believed to keep the

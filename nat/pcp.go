@@ -14,12 +14,13 @@ import (
 // PCP is the Mapper for the Port Control Protocol (RFC 6887), the successor
 // of NAT-PMP on the same UDP port 5351 of the gateway. Its default lifetime is
 // 7200 s.
-func PCP() Mapper { return newPCP(systemHost()) }
+func PCP() Mapper { return newDual(newPCP(systemHost()), systemHost6(), newPCP(systemHost6())) }
 
 func newPCP(h host) *pcp {
 	ms := time.Millisecond
 	return &pcp{
 		host:  h,
+		port:  pcpPort,
 		probe: []time.Duration{250 * ms, 500 * ms, 1250 * ms},
 		call:  []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms},
 		held:  make(map[pcpKey]pcpNonce),
@@ -29,6 +30,7 @@ func newPCP(h host) *pcp {
 
 type pcp struct {
 	host host
+	port uint16 // of gateways
 
 	// How long an answer is waited for before a request is sent again, of a
 	// gateway that has never answered (probe) and of one that has (call). RFC
@@ -173,7 +175,7 @@ func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 	// its own (RFC 6887 §11.2.1).
 	var outside netip.Addr
 	if r.Previous != nil {
-		if outside = r.Previous.External.Addr().Unmap(); !outside.Is4() {
+		if outside = r.Previous.External.Addr().Unmap(); outside.Is4() != l.local.Is4() {
 			outside = netip.Addr{}
 		}
 	}
@@ -189,6 +191,10 @@ func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 		err = refusal(a)
 		p.noteRefusal(key, err)
 	}
+	if l.local.Is6() && a.mapping.external.Port() == 0 {
+		// There is nothing to translate, and so some gateways have nothing to say.
+		a.mapping.external = netip.AddrPortFrom(a.mapping.external.Addr(), r.Internal.Port())
+	}
 	if err == nil && (a.mapping.external.Port() == 0 || a.lifetime == 0) {
 		err = malformed("granted port %d for %d s", a.mapping.external.Port(), a.lifetime)
 	}
@@ -200,7 +206,10 @@ func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 	}
 	p.remember(l)
 	addr := a.mapping.external.Addr()
-	if addr.IsUnspecified() {
+	switch {
+	case l.local.Is6() && (!addr.Is6() || addr.IsUnspecified()):
+		addr = l.local
+	case addr.IsUnspecified():
 		addr = netip.Addr{}
 	}
 	return Lease{
@@ -376,9 +385,9 @@ func (p *pcp) ask(ctx context.Context, l link, waits []time.Duration, q pcpReque
 	if ctx.Err() != nil {
 		return pcpResponse{}, ctxError(ctx)
 	}
-	c, err := net.DialUDP("udp4",
+	c, err := net.DialUDP("udp",
 		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.local, 0)),
-		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.gateway, pcpPort)))
+		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.gateway, p.port)))
 	if err != nil {
 		return pcpResponse{}, &Error{Kind: NoNetwork, Err: err}
 	}

@@ -76,15 +76,17 @@ func (q pcpRequest) append(b []byte) []byte {
 	b = append(b, m.protocol, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, m.internal)
 	b = binary.BigEndian.AppendUint16(b, m.external.Port())
-	return appendAddr(b, m.external.Addr())
+	outside := m.external.Addr()
+	if !outside.IsValid() { // no suggestion (RFC 6887 §11.1)
+		if outside = netip.IPv4Unspecified(); q.client.Is6() {
+			outside = netip.IPv6Unspecified()
+		}
+	}
+	return appendAddr(b, outside)
 }
 
-// appendAddr appends an address in the 16 bytes it always has (RFC 6887 §5);
-// an invalid one as the unspecified IPv4 address, which makes no suggestion.
+// appendAddr appends an address in the 16 bytes it always has (RFC 6887 §5).
 func appendAddr(b []byte, a netip.Addr) []byte {
-	if !a.IsValid() {
-		a = netip.IPv4Unspecified()
-	}
 	x := a.As16()
 	return append(b, x[:]...)
 }

@@ -26,6 +26,9 @@ func TestPCPAppend(t *testing.T) {
 	mapping := pcpMapping{nonce: testNonce, protocol: 6, internal: 9000, external: netip.MustParseAddrPort("203.0.113.7:9001")}
 	unknown := mapping
 	unknown.external = netip.AddrPortFrom(netip.Addr{}, 9001)
+	client6 := netip.MustParseAddr("2001:db8:77::10")
+	mapping6 := mapping
+	mapping6.external = netip.AddrPortFrom(client6, 9000)
 	for _, c := range []struct {
 		name string
 		q    pcpRequest
@@ -42,6 +45,17 @@ func TestPCPAppend(t *testing.T) {
 		{"delete", pcpRequest{opcode: pcpMap, client: client, mapping: pcpMapping{nonce: testNonce, protocol: 6, internal: 9000}},
 			"02 01 0000 00000000 00000000000000000000ffffc0a80105" +
 				"0102030405060708090a0b0c 06 000000 2328 0000 00000000000000000000ffff00000000"},
+		{"announce, IPv6", pcpRequest{opcode: pcpAnnounce, client: client6},
+			"02 00 0000 00000000 20010db8007700000000000000000010"},
+		{"map, IPv6", pcpRequest{opcode: pcpMap, lifetime: 7200, client: client6, mapping: mapping6},
+			"02 01 0000 00001c20 20010db8007700000000000000000010" +
+				"0102030405060708090a0b0c 06 000000 2328 2328 20010db8007700000000000000000010"},
+		{"map, IPv6, address unknown", pcpRequest{opcode: pcpMap, lifetime: 7200, client: client6, mapping: unknown},
+			"02 01 0000 00001c20 20010db8007700000000000000000010" +
+				"0102030405060708090a0b0c 06 000000 2328 2329 00000000000000000000000000000000"},
+		{"delete, IPv6", pcpRequest{opcode: pcpMap, client: client6, mapping: pcpMapping{nonce: testNonce, protocol: 6, internal: 9000}},
+			"02 01 0000 00000000 20010db8007700000000000000000010" +
+				"0102030405060708090a0b0c 06 000000 2328 0000 00000000000000000000000000000000"},
 	} {
 		if got, want := c.q.append([]byte("x")), append([]byte("x"), unhex(t, c.want)...); !bytes.Equal(got, want) {
 			t.Errorf("%s:\ngot  %x\nwant %x", c.name, got, want)
@@ -66,6 +80,9 @@ func TestPCPParse(t *testing.T) {
 		{"map with an error", "02 81 00 02 00000708 00000001 000000000000000000000000" +
 			"0102030405060708090a0b0c 06 000000 2328 2329 00000000000000000000000000000000",
 			pcpResponse{opcode: 1, code: 2, lifetime: 1800, epoch: 1, mapping: pcpMapping{nonce: testNonce, protocol: 6, internal: 9000, external: netip.AddrPortFrom(netip.IPv6Unspecified(), 9001)}}, true},
+		{"map, IPv6", "02 81 00 00 00000e10 00000005 000000000000000000000000" +
+			"0102030405060708090a0b0c 06 000000 2328 2328 20010db8007700000000000000000010",
+			pcpResponse{opcode: 1, lifetime: 3600, epoch: 5, mapping: pcpMapping{nonce: testNonce, protocol: 6, internal: 9000, external: netip.MustParseAddrPort("[2001:db8:77::10]:9000")}}, true},
 		{"NAT-PMP refuses the version", "00 81 0001 00000005", pcpResponse{opcode: 1, code: 1}, true},
 		{"NAT-PMP refuses the version, short", "00 80 0001", pcpResponse{opcode: 0, code: 1}, true},
 		{"version 1 refuses version 2", "01 81 00 01 00000000 00000005 000000000000000000000000", pcpResponse{opcode: 1, code: 1}, true},

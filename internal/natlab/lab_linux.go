@@ -26,6 +26,15 @@ var (
 	WANHost    = netip.MustParseAddr("11.22.33.1")
 )
 
+// The same for IPv6, with Config.IPv6. Hosts know the gateway by its link-local
+// address, as those that it tells itself do.
+var (
+	WANHost6    = netip.MustParseAddr("2001:db8:11::1")
+	gatewayWAN6 = netip.MustParseAddr("2001:db8:11::2")
+	gatewayLAN6 = netip.MustParseAddr("2001:db8:77::1")
+	linkLocal6  = netip.MustParseAddr("fe80::1")
+)
+
 // A Daemon says what the gateway answers to.
 type Daemon int
 
@@ -48,6 +57,10 @@ type Config struct {
 	Rules          []string // the daemon's permission rules in order; none allows everything
 	WAN            string   // the router's address outside, "" for GatewayWAN; WANHost does not reach another one
 	NoDefaultRoute bool     // LAN hosts have an address, and no way out
+
+	IPv6   bool // a network of global addresses too, behind a firewall that lets nobody in
+	Deaf6  bool // with IPv6: the daemon is asked nothing over IPv6
+	NoPCP6 bool // with IPv6: PCP is refused over it
 }
 
 // A Lab is a home network, its router and the world outside, each a network
@@ -55,6 +68,7 @@ type Config struct {
 type Lab struct {
 	LAN, Gateway, WAN *Namespace
 	Host              netip.Addr // the address of LAN
+	Host6             netip.Addr // its global IPv6 address, with Config.IPv6
 
 	config Config
 	id     string
@@ -127,6 +141,16 @@ func New(t testing.TB, config Config) *Lab {
 	gw.Run(t, "ip", "link", "set", "wan0", "up")
 	gw.Run(t, "ip", "route", "add", "default", "via", WANHost.String(), "dev", "wan0", "onlink")
 	gw.Run(t, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+	if config.IPv6 {
+		l.WAN.Run(t, "ip", "addr", "add", netip.PrefixFrom(WANHost6, 64).String(), "dev", "wan0", "nodad")
+		l.WAN.Run(t, "ip", "route", "add", netip.PrefixFrom(gatewayLAN6, 64).Masked().String(), "via", gatewayWAN6.String())
+		gw.Run(t, "ip", "addr", "add", netip.PrefixFrom(gatewayWAN6, 64).String(), "dev", "wan0", "nodad")
+		gw.Run(t, "ip", "route", "add", "default", "via", WANHost6.String())
+		for _, a := range []netip.Addr{gatewayLAN6, linkLocal6} {
+			gw.Run(t, "ip", "addr", "add", netip.PrefixFrom(a, 64).String(), "dev", "lan0", "nodad")
+		}
+		gw.Run(t, "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+	}
 	rules := filepath.Join(l.dir, "rules.nft")
 	if err := os.WriteFile(rules, []byte(baseRules(config)), 0o600); err != nil {
 		t.Fatalf("natlab: %v", err)
@@ -139,6 +163,11 @@ func New(t testing.TB, config Config) *Lab {
 	})
 
 	l.LAN, l.Host = l.AddHost(t)
+	if config.IPv6 {
+		l.Host6 = l.host6(1)
+		l.AddAddr6(t, l.Host6)
+		l.LAN.Run(t, "ip", "route", "add", "default", "via", linkLocal6.String(), "dev", "eth0")
+	}
 	if config.Daemon != Silence {
 		l.StartDaemon(t)
 	}
@@ -162,6 +191,19 @@ func (l *Lab) AddHost(t testing.TB) (*Namespace, netip.Addr) {
 	return n, addr
 }
 
+// host6 is the n-th IPv6 address for hosts.
+func (l *Lab) host6(n byte) netip.Addr {
+	a := gatewayLAN6.As16()
+	a[15] = 9 + n
+	return netip.AddrFrom16(a)
+}
+
+// AddAddr6 gives LAN another IPv6 address.
+func (l *Lab) AddAddr6(t testing.TB, a netip.Addr, more ...string) {
+	t.Helper()
+	l.LAN.Run(t, append([]string{"ip", "addr", "add", netip.PrefixFrom(a, 64).String(), "dev", "eth0", "nodad"}, more...)...)
+}
+
 // baseRules is what a home router's firewall says before anybody has asked it
 // for a forward, with the three chains that miniupnpd fills. Only what the LAN
 // began, and what the daemon let in, passes.
@@ -175,6 +217,12 @@ func baseRules(c Config) string {
 	}
 	if c.Swallow != "" {
 		drop += "\n\t\t" + swallow(c.Swallow)
+	}
+	switch {
+	case c.Deaf6:
+		drop += "\n\t\t" + `iifname "lan0" meta nfproto ipv6 udp dport { 1900, 5351 } drop`
+	case c.NoPCP6: // the daemon's switch is for IPv4 only
+		drop += "\n\t\t" + `iifname "lan0" meta nfproto ipv6 udp dport 5351 reject`
 	}
 	return `table inet filter {
 	chain input {
@@ -333,7 +381,7 @@ func (l *Lab) Flush(t testing.TB) {
 // Mute keeps back all that the gateway says to everybody.
 func (l *Lab) Mute(t testing.TB) {
 	t.Helper()
-	l.Gateway.Run(t, "nft", `add chain inet filter output { type filter hook output priority 0; policy accept; }; add rule inet filter output oifname "lan0" ip daddr 224.0.0.0/4 drop`)
+	l.Gateway.Run(t, "nft", `add chain inet filter output { type filter hook output priority 0; policy accept; }; add rule inet filter output oifname "lan0" ip daddr 224.0.0.0/4 drop; add rule inet filter output oifname "lan0" ip6 daddr { ff02::1, ff02::c, ff05::c } drop`)
 }
 
 // LoseWAN takes the gateway's address on the outside away, as a lost line does.

@@ -1,0 +1,132 @@
+package nat
+
+import (
+	"cmp"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// An addr6 is an IPv6 address of this machine.
+type addr6 struct {
+	addr  netip.Addr // without a zone
+	bits  int        // length of the prefix that it shares with its network
+	iface string     // name of its interface
+
+	temporary bool // RFC 8981: made to be forgotten, often within a day
+	unusable  bool // deprecated, not yet ours for sure, or a duplicate
+}
+
+// maxAddrs6 bounds for how many addresses at once gateways are asked.
+const maxAddrs6 = 4
+
+// systemHost6 is this machine for IPv6.
+func systemHost6() host {
+	return host{six: true, routes: defaultRoutes6, addrs: localAddrs6}
+}
+
+// usable lists the addresses at which peers outside could reach this machine
+// if the gateway let them: global ones, in a network with a gateway. Of one
+// network the temporary ones count only if there is no other.
+func (h host) usable() []netip.Addr {
+	all, err := h.addrs()
+	if err != nil {
+		return nil
+	}
+	routes, err := h.routes()
+	if err != nil {
+		return nil
+	}
+	slices.SortStableFunc(all, func(a, b addr6) int { return compareBool(a.temporary, b.temporary) })
+	var list []netip.Addr
+	networks := make(map[netip.Prefix]bool)
+	for _, a := range all {
+		network, err := a.addr.Prefix(64)
+		if err != nil || a.unusable || !isGlobal(a.addr) && !h.loopback || a.temporary && networks[network] {
+			continue
+		}
+		if !slices.ContainsFunc(routes, func(r route) bool { return r.gateway.IsValid() && r.leaves(a.iface) }) || slices.Contains(list, a.addr) {
+			continue
+		}
+		networks[network] = true
+		list = append(list, a.addr)
+	}
+	return list[:min(len(list), maxAddrs6)]
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// leaves reports whether the route goes out by the interface.
+func (r route) leaves(iface string) bool {
+	if r.iface != "" {
+		return r.iface == iface
+	}
+	i, err := net.InterfaceByIndex(r.index)
+	return err == nil && i.Name == iface
+}
+
+// links6 lists the gateways to ask for one IPv6 address of ours: those of its
+// interface, the preferred one first. As a rule a gateway is known by a
+// link-local address, which says nothing without the interface as its zone.
+func (h host) links6(bound netip.Addr) ([]link, error) {
+	switch {
+	case !bound.Is6() || bound.IsUnspecified():
+		return nil, &Error{Kind: Unsupported, Err: errNotIPv6}
+	case bound.IsLoopback() && !h.loopback:
+		return nil, &Error{Kind: Unsupported, Err: errLoopback}
+	case !isGlobal(bound) && !h.loopback:
+		return nil, &Error{Kind: Unsupported, Err: errNotGlobal}
+	}
+	all, err := h.addrs()
+	if err != nil {
+		return nil, &Error{Kind: NoNetwork, Err: err}
+	}
+	routes, err := h.routes()
+	if err != nil {
+		return nil, &Error{Kind: NoNetwork, Err: err}
+	}
+	slices.SortStableFunc(routes, func(a, b route) int { return cmp.Compare(a.metric, b.metric) })
+	var links []link
+	for _, a := range all {
+		if a.addr != bound {
+			continue
+		}
+		for _, r := range routes {
+			if !r.gateway.IsValid() || !r.leaves(a.iface) {
+				continue
+			}
+			l := link{gateway: r.gateway.WithZone(""), local: bound}
+			if l.gateway.IsLinkLocalUnicast() {
+				l.gateway = l.gateway.WithZone(a.iface)
+			}
+			if !slices.Contains(links, l) && len(links) < maxGateways {
+				links = append(links, l)
+			}
+		}
+	}
+	if len(links) == 0 {
+		return nil, &Error{Kind: NoNetwork, Err: errNoRoute}
+	}
+	return links, nil
+}
+
+// networks lists the directly connected IPv6 networks, link-local included.
+func (h host) networks() ([]netip.Prefix, error) {
+	all, err := h.addrs()
+	if err != nil {
+		return nil, err
+	}
+	list := []netip.Prefix{netip.MustParsePrefix("fe80::/10")}
+	for _, a := range all {
+		list = append(list, netip.PrefixFrom(a.addr, a.bits))
+	}
+	return list, nil
+}

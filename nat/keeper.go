@@ -1,0 +1,435 @@
+package nat
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+)
+
+// The keeper's clock.
+const (
+	// One asking, rediscovery included, is over after this.
+	askTimeout = 30 * time.Second
+
+	// A renewal comes at a random point between 1/2 and 5/8 of the granted
+	// time, then at 3/4 and 7/8, never less than 4 s apart (RFC 6887 §11.2.1
+	// has the same points; RFC 6886 §3.3 begins at half).
+	minRenewGap = 4 * time.Second
+
+	// A mapping that was granted for ever is asserted again this often, and
+	// believed for this long after the last answer.
+	permanentReassert = 20 * time.Minute
+	permanentValidity = time.Hour
+
+	// No lease is believed to live longer than this.
+	maxLifetime = 24 * time.Hour
+
+	// How often, while a mapping is held, the gateway is looked after; and
+	// again sooner when it did not answer.
+	heartbeat      = time.Minute
+	firstLookAgain = 5 * time.Second
+	checkTimeout   = 10 * time.Second
+
+	// When the gateway announces something, it is looked after at a random
+	// moment within this: others heard it too, but a house has few of them (RFC
+	// 6887 §14.1.3 would have us wait up to 5 s). Announcements can be forged, so
+	// they lead to no more than one look in every minLookGap.
+	announceWait = time.Second
+	minLookGap   = 5 * time.Second
+
+	// How often it is looked whether this machine has another address, or has
+	// slept: the clock that timers run by stands still meanwhile, on most
+	// systems, while that of the day and the gateway's go on. Setting the clock
+	// by so much looks the same, and costs a renewal.
+	watchEvery = 5 * time.Second
+	sleptFor   = 15 * time.Second
+
+	// Close gives the mapping back within this, or leaves it to expire. What
+	// an asking that is under way still takes is part of it, but this much is
+	// left for the giving back.
+	closeTimeout = 2 * time.Second
+	closeAtLeast = 500 * time.Millisecond
+)
+
+// backoff is the pause after the first, second, ... failed asking in a row;
+// the last one repeats. ±20 % of chance is added, so that the programs of a
+// house do not all come back at once after a power cut.
+var backoff = [...]time.Duration{30 * time.Second, time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute}
+
+// A checker is a Mapper that can look, changing nothing on the gateway,
+// whether a mapping is still there.
+type checker interface {
+	// check returns l as it is now: with another outside address, maybe. An
+	// error that is errStateLost means that the gateway does not have it; one
+	// of kind NoGateway, that it is not where it was.
+	check(ctx context.Context, l Lease) (Lease, error)
+}
+
+// A keeper keeps one mapping: that for IPv4, or that of one IPv6 address. What
+// is not said otherwise is its goroutine's, nobody else's.
+type keeper struct {
+	m        *Manager       // not changed, as all up to done
+	internal netip.AddrPort // of the requests
+	cancel   context.CancelCauseFunc
+	done     chan struct{} // closed when the goroutine is gone
+	err      error         // of giving the mapping back; written before done is closed
+	status   Status        // below Manager.mu
+	stopped  bool          // the manager's goroutine's: no more needed
+
+	lease    *Lease // held, nil if none
+	port     uint16 // the external port granted last: asked for again, also after a loss
+	failures int    // askings that failed in a row
+
+	// When the gateway was last asked: for IPv4 the address of ours that faces
+	// it, for IPv6 its own; invalid if not known.
+	facing netip.Addr
+
+	lost   bool          // the gateway has lost the lease, and no other is granted yet
+	looked time.Time     // when the gateway was last asked anything, by a check or an asking
+	deaf   int           // checks without an answer in a row
+	alarm  time.Time     // when to look because something was announced, zero if nothing was
+	heard  chan struct{} // has room for one: something was announced
+	ears   *ears         // who listens for that, nil before the first lease
+}
+
+// An ears is a goroutine that listens to one gateway.
+type ears struct {
+	gateway, local netip.Addr
+	via            string
+	stop           context.CancelFunc
+	gone           chan struct{}
+}
+
+// six reports whether it is about an IPv6 address.
+func (k *keeper) six() bool { return k.internal.Addr().Is6() && !k.internal.Addr().IsUnspecified() }
+
+// keep is the keeper's goroutine: it alone talks to the Mapper about its address.
+func (k *keeper) keep(ctx context.Context) {
+	defer close(k.done)
+	for ctx.Err() == nil {
+		wait := k.ask(ctx)
+		if wait < 0 {
+			<-ctx.Done()
+			break
+		}
+		k.attend(ctx, time.Now().Add(wait))
+	}
+	k.close()
+	k.release()
+}
+
+// explain says why there is no mapping.
+func (k *keeper) explain(err error) Diagnosis {
+	if k.six() {
+		return diagnose6(err)
+	}
+	return diagnose(err)
+}
+
+// last is what the keeper has published last.
+func (k *keeper) last() Status {
+	k.m.mu.Lock()
+	defer k.m.mu.Unlock()
+	return k.status
+}
+
+// attend waits until the next asking is due, at a time known now, or as soon
+// as it turns out that the gateway does not have the mapping any more.
+func (k *keeper) attend(ctx context.Context, due time.Time) {
+	_, able := k.m.c.Mapper.(checker)
+	wall, clock := k.m.wall(), time.Now()
+	watch := clock.Add(watchEvery)
+	for {
+		next, look := due, false
+		if able && k.lease != nil && k.lease.recheck > 0 && !k.lost {
+			every := k.lease.recheck
+			if k.deaf > 0 {
+				every = min(every, firstLookAgain<<min(k.deaf-1, 8))
+			}
+			if at := k.looked.Add(every); at.Before(next) {
+				next, look = at, true
+			}
+		}
+		if !k.alarm.IsZero() && k.alarm.Before(next) {
+			next, look = k.alarm, able && k.lease != nil && !k.lost
+		}
+		watching := watch.Before(next)
+		if watching {
+			next = watch
+		}
+		t := time.NewTimer(time.Until(next))
+		select {
+		case <-t.C:
+		case <-k.heard:
+			t.Stop()
+			if k.alarm.IsZero() {
+				k.alarm = time.Now().Add(time.Duration(rand.Float64() * float64(announceWait)))
+				if first := k.looked.Add(minLookGap); k.alarm.Before(first) {
+					k.alarm = first
+				}
+			}
+			continue
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+		if watching {
+			// A process that was stopped, or a machine whose clocks run on while
+			// it sleeps, finds its timer long overdue instead.
+			late := time.Since(next)
+			watch = time.Now().Add(watchEvery)
+			if k.moved() || late > sleptFor || k.m.wall().Sub(wall)-time.Since(clock) > sleptFor {
+				k.m.log.Info("network changed, or machine slept: asking for the port again")
+				k.failures = 0
+				return
+			}
+			continue
+		}
+		k.alarm = time.Time{}
+		if !look || k.look(ctx) {
+			return
+		}
+	}
+}
+
+// moved reports whether another address of ours faces the gateway than when it
+// was asked, or another gateway faces us.
+func (k *keeper) moved() bool {
+	return k.faces() != k.facing
+}
+
+// faces is what facing is compared with.
+func (k *keeper) faces() netip.Addr {
+	if k.six() {
+		if six, ok := k.m.c.Mapper.(addresser6); ok {
+			return six.gateway6(k.internal.Addr())
+		}
+	} else if own, ok := k.m.c.Mapper.(ownAddresser); ok {
+		return own.ownAddr(k.internal.Addr())
+	}
+	return netip.Addr{}
+}
+
+// look checks the lease once and reports whether to ask for the mapping now.
+func (k *keeper) look(ctx context.Context) (ask bool) {
+	k.looked = time.Now()
+	call, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	l, err := k.m.c.Mapper.(checker).check(call, *k.lease)
+	if ctx.Err() != nil {
+		return true
+	}
+	if errors.Is(err, errStateLost) {
+		k.m.log.Info("gateway has lost the port mapping", "external", k.lease.External, "via", k.lease.Via)
+		k.lost, k.deaf = true, 0
+		return true
+	}
+	switch kindOf(err) {
+	case Timeout, Unsupported, Malformed:
+		// It is busy, or being restarted. What it has will be seen when it
+		// answers; the mapping may well live on.
+		k.m.log.Debug("gateway does not answer", "err", err)
+		k.deaf++
+		return false
+	}
+	k.deaf = 0
+	if err != nil {
+		k.m.log.Info("port mapping in doubt", "err", err)
+		return true
+	}
+	if l.External != k.lease.External {
+		s := k.last()
+		s.Leases, s.Diagnosis = []Lease{l}, diagnoseLease(l)
+		k.m.publish(ctx, k, s)
+	}
+	k.lease = &l
+	return false
+}
+
+// attune listens to the gateway that made the lease, and to no other.
+func (k *keeper) attune(ctx context.Context) {
+	l := k.lease
+	if e := k.ears; e != nil && e.gateway == l.Gateway && e.local == l.Internal.Addr() && e.via == l.Via {
+		return
+	}
+	k.close()
+	if _, able := k.m.c.Mapper.(checker); !able || !l.Gateway.IsValid() {
+		return
+	}
+	listening, stop := context.WithCancel(ctx)
+	e := &ears{gateway: l.Gateway, local: l.Internal.Addr(), via: l.Via, stop: stop, gone: make(chan struct{})}
+	k.ears = e
+	go func() {
+		defer close(e.gone)
+		err := k.m.listen(listening, e.via, link{gateway: e.gateway, local: e.local}, func() {
+			select {
+			case k.heard <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil && listening.Err() == nil {
+			k.m.log.Debug("cannot hear announcements of the gateway", "err", err) // it is looked after all the same
+		}
+	}()
+}
+
+// close ends the listening.
+func (k *keeper) close() {
+	if k.ears != nil {
+		k.ears.stop()
+		<-k.ears.gone
+		k.ears = nil
+	}
+}
+
+// ask makes or renews the mapping once and returns how long to wait before
+// the next time, negative for ever.
+func (k *keeper) ask(ctx context.Context) time.Duration {
+	if k.lease != nil && time.Since(k.lease.Obtained) >= validity(*k.lease) {
+		k.lease = nil
+		s := k.last()
+		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: k.explain(s.Err), Err: s.Err})
+	}
+
+	// A public address of our own needs no mapping, and there is nobody in
+	// front of it who could make one.
+	// An IPv6 address of our own is public too, but behind a firewall.
+	if k.facing = k.faces(); !k.six() && isGlobal(k.facing) {
+		k.drop(ctx)
+		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnosePublic(k.facing)})
+		return jitter(backoff[len(backoff)-1])
+	}
+
+	k.looked = time.Now()
+	call, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	l, err := k.m.c.Mapper.Map(call, Request{
+		Internal:    k.internal,
+		External:    k.port,
+		Lifetime:    k.m.c.Lifetime,
+		Description: k.m.c.Description,
+		Previous:    k.lease,
+	})
+	if err == nil {
+		return k.granted(ctx, l)
+	}
+	if ctx.Err() != nil {
+		return 0
+	}
+	if errors.Is(err, errOff) {
+		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnose(err)})
+		return -1
+	}
+	return k.failed(ctx, err)
+}
+
+// granted takes a new lease over and returns when to renew it.
+func (k *keeper) granted(ctx context.Context, l Lease) time.Duration {
+	if l.Obtained.IsZero() {
+		l.Obtained = time.Now()
+	}
+	l.Lifetime = min(max(l.Lifetime, 0), maxLifetime)
+	k.lease, k.port, k.failures = &l, l.External.Port(), 0
+	k.lost, k.deaf = false, 0
+	k.attune(ctx)
+	k.m.publish(ctx, k, Status{Settled: true, Leases: []Lease{l}, Diagnosis: diagnoseLease(l)})
+	return max(time.Until(l.Obtained.Add(firstRenewal(l, rand.Float64()))), minRenewGap)
+}
+
+// failed notes a failed asking and returns when to try again. A lease that
+// has not expired is kept: the gateway may have been restarted with it, and
+// giving the address up early helps nobody.
+func (k *keeper) failed(ctx context.Context, err error) time.Duration {
+	k.failures++
+	wait := jitter(backoff[min(k.failures, len(backoff))-1])
+	if e, ok := errors.AsType[*Error](err); ok && e.RetryAfter > wait {
+		wait = min(e.RetryAfter, 30*time.Minute)
+	}
+	k.m.log.Warn("port mapping failed", "internal", k.internal, "err", err, "failures", k.failures, "retry", wait)
+
+	s := Status{Settled: true, Diagnosis: k.explain(err), Err: err}
+	if k.lease != nil && !k.lost {
+		age, life := time.Since(k.lease.Obtained), validity(*k.lease)
+		if age < life {
+			s.Leases, s.Diagnosis = []Lease{*k.lease}, diagnoseLease(*k.lease)
+			wait = min(wait, nextRenewal(age, life))
+		}
+	}
+	k.m.publish(ctx, k, s)
+	return wait
+}
+
+// drop gives a lease back that is needed no more while the keeper goes on.
+func (k *keeper) drop(ctx context.Context) {
+	if k.lease == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	if err := k.m.c.Mapper.Unmap(ctx, *k.lease); err != nil {
+		k.m.log.Debug("port mapping not given back", "err", err)
+	}
+	k.lease = nil
+}
+
+// release gives the lease back at the end. The keeper's context is over by
+// then, so this has its own.
+func (k *keeper) release() {
+	left := closeTimeout
+	k.m.mu.Lock()
+	if !k.m.closed.IsZero() {
+		left = max(left-time.Since(k.m.closed), closeAtLeast)
+	}
+	k.m.mu.Unlock()
+	if k.lease == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), left)
+	defer cancel()
+	if k.err = k.m.c.Mapper.Unmap(ctx, *k.lease); k.err != nil {
+		k.m.log.Warn("port mapping not given back", "external", k.lease.External, "via", k.lease.Via, "err", k.err)
+		return
+	}
+	k.m.log.Info("port mapping given back", "external", k.lease.External, "via", k.lease.Via)
+}
+
+// validity is how long after it was obtained a lease is believed.
+func validity(l Lease) time.Duration {
+	if l.Lifetime == 0 {
+		return permanentValidity
+	}
+	return l.Lifetime
+}
+
+// firstRenewal is when after it was obtained a lease is renewed, for a
+// random r in [0, 1).
+func firstRenewal(l Lease, r float64) time.Duration {
+	life := validity(l)
+	at := life/2 + time.Duration(r*float64(life/8))
+	limit := l.reassert
+	if l.Lifetime == 0 && limit == 0 {
+		limit = permanentReassert
+	}
+	if limit > 0 {
+		at = min(at, limit*7/8+time.Duration(r*float64(limit/8)))
+	}
+	return at
+}
+
+// nextRenewal is how long to wait, at that age, for the next of the points at
+// which a failed renewal is tried again: 3/4 and 7/8 of its life, and its end.
+func nextRenewal(age, life time.Duration) time.Duration {
+	for _, at := range []time.Duration{life / 4 * 3, life / 8 * 7} {
+		if at-age >= minRenewGap {
+			return at - age
+		}
+	}
+	return max(life-age, 0)
+}
+
+// jitter is d ±20 %.
+func jitter(d time.Duration) time.Duration {
+	return d*4/5 + time.Duration(rand.Float64()*float64(d*2/5))
+}
