@@ -77,7 +77,7 @@ func dialOutside(ctx context.Context, local netip.Addr, address netip.AddrPort) 
 
 // reviseProofsLocked makes proofs match the mappings of now, keeping those of
 // mappings that have not changed, and sets the states in now. The proofs that
-// are new are returned, for begin. mu is held.
+// are new are returned, for tryProofsLocked. mu is held.
 func (a *addressBook) reviseProofsLocked(now []Address, leases []nat.Lease) (begun []*proof) {
 	var next []*proof
 	for i := range now {

@@ -3,6 +3,7 @@ package nat
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,12 +14,11 @@ import (
 func TestShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s shared[string, int]
-		runs := 0
+		var runs atomic.Int64
 		f := func(ctx context.Context) (int, error) {
-			runs++
-			n := runs
+			n := runs.Add(1)
 			time.Sleep(time.Second)
-			return n, nil
+			return int(n), nil
 		}
 		got := make(chan int, 10)
 		for _, key := range []string{"a", "a", "a"} {
@@ -47,11 +47,11 @@ func TestShared(t *testing.T) {
 func TestSharedCancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s shared[string, int]
-		ended := false
+		var ended atomic.Bool
 		f := func(ctx context.Context) (int, error) {
 			<-ctx.Done()
 			time.Sleep(time.Second) // it is slow to end
-			ended = true
+			ended.Store(true)
 			return 1, ctx.Err()
 		}
 		first, stop := context.WithCancel(t.Context())
@@ -70,11 +70,11 @@ func TestSharedCancel(t *testing.T) {
 		}()
 		synctest.Wait()
 		stop()
-		if err := <-done; kindOf(err) != Canceled || !errors.Is(err, context.Canceled) || ended {
-			t.Errorf("the first: %v, run ended %v", err, ended)
+		if err := <-done; kindOf(err) != Canceled || !errors.Is(err, context.Canceled) || ended.Load() {
+			t.Errorf("the first: %v, run ended %v", err, ended.Load())
 		}
-		if err := <-other; kindOf(err) != Timeout || !ended || len(s.running) != 0 {
-			t.Errorf("the last: %v, run ended %v", err, ended)
+		if err := <-other; kindOf(err) != Timeout || !ended.Load() || len(s.running) != 0 {
+			t.Errorf("the last: %v, run ended %v", err, ended.Load())
 		}
 	})
 }
