@@ -46,6 +46,10 @@ const (
 	watchEvery = 5 * time.Second
 	sleptFor   = 15 * time.Second
 
+	// How often a gateway is asked again that has no address on the outside:
+	// lines come back, not every gateway says so, and it is one datagram.
+	lineBack = 50 * time.Second
+
 	// Close gives the mapping back within this, or leaves it to expire. What
 	// an asking that is under way still takes is part of it, but this much is
 	// left for the giving back.
@@ -346,6 +350,8 @@ func (k *keeper) failed(ctx context.Context, err error) time.Duration {
 	wait := jitter(backoff[min(k.failures, len(backoff))-1])
 	if e, ok := errors.AsType[*Error](err); ok && e.RetryAfter > wait {
 		wait = min(e.RetryAfter, 30*time.Minute)
+	} else if ok && e.Kind == WANDown {
+		wait = min(wait, jitter(lineBack))
 	}
 	k.m.log.Warn("port mapping failed", "internal", k.internal, "err", err, "failures", k.failures, "retry", wait)
 

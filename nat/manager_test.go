@@ -258,6 +258,18 @@ func TestManagerBackoff(t *testing.T) {
 			t.Errorf("%+v, %s", s, w.codes())
 		}
 	})
+	synctest.Test(t, func(t *testing.T) { // a line may come back at any moment
+		g := newGate(time.Hour)
+		g.err = &Error{Mapper: "gate", Op: "map", Kind: WANDown, RetryAfter: 5 * time.Second}
+		m := start(g, nil)
+		defer m.Close()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		times := g.times()
+		for i := 1; i < len(times); i++ {
+			between(t, times[i]-times[i-1], 20*time.Second, time.Minute)
+		}
+	})
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(time.Hour)
 		g.err = &Error{Mapper: "gate", Op: "map", Kind: NoResources, RetryAfter: 25 * time.Minute}
@@ -449,7 +461,8 @@ func TestManagerDays(t *testing.T) {
 				})
 			}
 		}
-		if n := len(g.times()); n > 14*24*8 {
+		// With the line down it is asked as often as it is looked after with a mapping.
+		if n := len(g.times()); n > 14*24*(8+75/len(errs)) {
 			t.Errorf("%d requests in 14 days", n)
 		}
 	})

@@ -225,10 +225,28 @@ func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 	}, nil
 }
 
-// check asks the gateway for its epoch.
+// check renews the mapping: the answer has the gateway's epoch, as that to an
+// ANNOUNCE, and the outside address too, which a gateway may lose or change
+// without a new epoch. The lease it returns is not believed to be longer for it.
+// Pinholes have no outside address, and miniupnpd 2.3.1 does not delete one any
+// more that was renewed; so there it is an ANNOUNCE.
 func (p *pcp) check(ctx context.Context, l Lease) (Lease, error) {
 	at := link{gateway: l.Gateway, local: l.Internal.Addr()}
-	a, err := p.announce(ctx, at, p.call)
+	nonce, ok := l.token.(pcpNonce)
+	renews := ok && at.local.Unmap().Is4()
+	var a pcpResponse
+	var err error
+	if renews {
+		q := pcpRequest{opcode: pcpMap, lifetime: uint32(l.Lifetime / time.Second), client: at.local, mapping: pcpMapping{
+			nonce:    nonce,
+			protocol: protocolTCP,
+			internal: l.Internal.Port(),
+			external: l.External,
+		}}
+		a, err = p.ask(ctx, at, p.call, q)
+	} else {
+		a, err = p.announce(ctx, at, p.call)
+	}
 	if err != nil {
 		return l, p.fail("check", at, err)
 	}
@@ -237,6 +255,20 @@ func (p *pcp) check(ctx context.Context, l Lease) (Lease, error) {
 		return l, p.fail("check", at, errStateLost)
 	}
 	l.epoch = now
+	switch {
+	case !renews:
+	case a.code == pcpNetworkFailure:
+		// Its line is down. Mappings outlive that, as a rule; what is to be
+		// said now is that nobody can come in by it.
+		l.External = netip.AddrPortFrom(netip.Addr{}, l.External.Port())
+	case a.code != pcpSuccess:
+		return l, p.fail("check", at, refusal(a))
+	case a.mapping.external.Port() != 0:
+		l.External = a.mapping.external
+		if l.External.Addr().IsUnspecified() {
+			l.External = netip.AddrPortFrom(netip.Addr{}, l.External.Port())
+		}
+	}
 	return l, nil
 }
 

@@ -1,6 +1,7 @@
 package natlab
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -37,8 +38,8 @@ func testWANDown(t *testing.T, echo string) {
 
 // The line goes while the port is open, and comes back: both are noticed.
 func testWANReturnsLong(t *testing.T, echo string) {
-	for _, c := range protocols {
-		t.Run(c.via, func(t *testing.T) {
+	for _, c := range append(protocols[:len(protocols):len(protocols)], gatewayKind{"pcp", Config{Daemon: NATPMP}}) {
+		t.Run(fmt.Sprint(c.via, c.config.Daemon), func(t *testing.T) {
 			t.Parallel()
 			l, p, outside := opened(t, echo, c.via, c.config)
 			since := time.Now()
@@ -49,7 +50,7 @@ func testWANReturnsLong(t *testing.T, echo string) {
 			since = time.Now()
 			told := len(p.Lines())
 			l.SetWAN(t, GatewayWAN)
-			for !strings.Contains(strings.Join(p.Lines()[told:], "\n"), "public "+outside.via+" mapped "+outside.url) {
+			for !strings.Contains(strings.Join(p.Lines()[told:], "\n"), "public "+c.via+" mapped "+outside.url) {
 				if time.Since(since) > silentLimit {
 					t.Fatalf("not told of the return within %v", silentLimit)
 				}
