@@ -64,9 +64,12 @@ const (
 	// How long an error stands when the gateway does not say (RFC 6887 §7.4
 	// recommends 30 s for short ones), and at most.
 	pcpShortError = 30 * time.Second
-	pcpDownError  = 5 * time.Second // the line may be back at any moment, which the gateway announces
-	pcpLongError  = time.Minute     // it recommends 30 minutes, miniupnpd says 0; the keeper's backoff does the rest
+	pcpLongError  = time.Minute // it recommends 30 minutes, miniupnpd says 0; the keeper's backoff does the rest
 	pcpMaxError   = 30 * time.Minute
+
+	// That the line is down stands this long at most, whatever the gateway
+	// says: it announces that the line is back, and is to be asked then.
+	pcpDownError = 5 * time.Second
 
 	// How many mappings, and how many errors, are remembered at most: one of
 	// each for every port and network this machine has been on.
@@ -368,7 +371,11 @@ func (p *pcp) noteRefusal(key pcpKey, err error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stand[key] = standing{e, time.Now().Add(e.RetryAfter)}
+	stands := e.RetryAfter
+	if e.Kind == WANDown {
+		stands = min(stands, pcpDownError)
+	}
+	p.stand[key] = standing{e, time.Now().Add(stands)}
 	trim(p.stand, key)
 }
 
@@ -376,14 +383,13 @@ func (p *pcp) noteRefusal(key pcpKey, err error) {
 func refusal(r pcpResponse) error {
 	e := &Error{Code: int(r.code)}
 	short := false
-	stands := pcpShortError
 	switch r.code {
 	case pcpNotAuthorized:
 		e.Kind = Refused
 	case pcpUnsupportedVersion, pcpMalformedRequest, pcpUnsupportedOpcode, pcpUnsupportedOption, pcpMalformedOption, pcpUnsupportedProtocol:
 		e.Kind = Unsupported
 	case pcpNetworkFailure:
-		e.Kind, short, stands = WANDown, true, pcpDownError
+		e.Kind, short = WANDown, true
 	case pcpNoResources, pcpQuota:
 		e.Kind, short = NoResources, true
 	case pcpCannotProvide:
@@ -403,7 +409,7 @@ func refusal(r pcpResponse) error {
 	switch e.RetryAfter = min(time.Duration(r.lifetime)*time.Second, pcpMaxError); {
 	case e.RetryAfter > 0:
 	case short:
-		e.RetryAfter = stands
+		e.RetryAfter = pcpShortError
 	default:
 		e.RetryAfter = pcpLongError
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/peerws/peerws/internal/natlab"
@@ -126,7 +127,7 @@ func TestPCPCodes(t *testing.T) {
 		{4, 0, Unsupported, time.Minute, "no-gateway"},
 		{5, 0, Unsupported, time.Minute, "no-gateway"},
 		{6, 0, Unsupported, time.Minute, "no-gateway"},
-		{7, 0, WANDown, 5 * time.Second, "wan-down"},
+		{7, 0, WANDown, 30 * time.Second, "wan-down"},
 		{7, 300, WANDown, 5 * time.Minute, "wan-down"},
 		{8, 0, NoResources, 30 * time.Second, "conflict"},
 		{8, 10, NoResources, 10 * time.Second, "conflict"},
@@ -193,6 +194,29 @@ func TestPCPErrorStands(t *testing.T) {
 	if _, err := p.Map(t.Context(), request(9000)); err != nil || len(p.stand) != 0 {
 		t.Errorf("afterwards: %v, %d errors stand", err, len(p.stand))
 	}
+}
+
+// That the line is down stands for seconds only: the gateway announces when it
+// is back.
+func TestPCPLineBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPCP(loopbackHost())
+		for _, c := range []struct {
+			kind Kind
+			want time.Duration
+		}{{WANDown, 5 * time.Second}, {NoResources, 30 * time.Second}} {
+			key := pcpKey{port: uint16(c.kind)}
+			p.noteRefusal(key, &Error{Kind: c.kind, RetryAfter: 30 * time.Second})
+			time.Sleep(c.want - 1)
+			if p.refusedBefore(key) == nil {
+				t.Errorf("%v does not stand", c.kind)
+			}
+			time.Sleep(1)
+			if err := p.refusedBefore(key); err != nil {
+				t.Errorf("%v still stands", err)
+			}
+		}
+	})
 }
 
 // A gateway behind another NAT says so in its own way.
