@@ -26,7 +26,6 @@ type client struct {
 	at   int    // bytes of the current reply that have come
 	seen int    // replies that were complete
 	part fragments
-	sent queue // when the unanswered requests went out, if latency is wanted
 }
 
 // Fragments is a reply that comes in several frames (RFC 6455 §5.4), which a

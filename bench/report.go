@@ -247,6 +247,7 @@ var method = []string{
 	"CPU time is the difference of the server process's CPU clock (clock_getcpuclockid) before and after, with nothing in flight at both ends and the server asleep, so that all of its time is booked. It resolves nanoseconds and keeps the time of threads that ended; the ticks of /proc/PID/stat are 10 ms.",
 	"In a round every server gets one window, in an order that rotates. A round's ratio is the server's CPU time per message over that of the raw TCP server in the same round; the result is the median of the rounds' ratios. This was fixed before anything was measured.",
 	"The raw TCP server gets the very bytes of the masked frame and returns them, so its reply is the 4 bytes of the masking key longer than a WebSocket server's.",
+	"Bun and node are programs of one thread; GOMAXPROCS says nothing to them.",
 	"Compression is off everywhere; text is checked to be UTF-8, by the library or, where it does not, by the program.",
 	"Connections with a message in flight: 32 (up to 1 KiB and at the fixed rate), 16 (16 KiB, pipelined, handshakes), 4 (1 MiB).",
 	"Idle: a fresh process, one message of 125 B on every connection, two seconds of silence, then what the process has in RAM (smaps_rollup) less what it had before, by connections. After a collection: runtime.GC and debug.FreeOSMemory were called.",
