@@ -163,6 +163,38 @@ func TestVerified_Direct(t *testing.T) {
 	})
 }
 
+// An address of this machine that the gateway lets peers in to is verified as
+// long as it does.
+func TestVerified_Pinhole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		refused := false
+		g := &gateway{}
+		g.onMap = func(_ context.Context, r nat.Request) (nat.Lease, error) {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if refused {
+				return fails(nat.Refused)
+			}
+			l, err := grant("[2600::1]:9000")
+			l.Internal = r.Internal
+			return l, err
+		}
+		w := settle(t, "[2600::1]:9000", g, ListenConfig{})
+		const url = "ws://[2600::1]:9000/"
+		w.Ready(t.Context())
+		w.wantState("let in", url, Mapped, "mapped")
+		w.visit(url, "[2a00::9]:1", "[2600::1]:9000")
+		w.wantState("somebody came", url, Verified, "verified")
+		g.mu.Lock()
+		refused = true
+		g.mu.Unlock()
+		time.Sleep(time.Hour)
+		w.wantState("shut out", url, Bound, "refused")
+		w.visit(url, "[2a00::9]:1", "[2600::1]:9000")
+		w.wantState("somebody came all the same", url, Verified, "verified")
+	})
+}
+
 // Another mapping has to be verified anew.
 func TestVerified_LostWithTheMapping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -13,9 +13,13 @@ import (
 
 // A Report is what Probe found.
 type Report struct {
-	Addresses []netip.Addr     // our own, IPv4 before IPv6, without loopback and link-local ones
-	Gateways  []netip.Addr     // the gateways for IPv4 that were asked, the preferred one first
-	Protocols []ProtocolReport // PCP, NAT-PMP and UPnP, in the order in which Any prefers them; then what further gateways answered
+	Addresses []netip.Addr // our own, IPv4 before IPv6, without loopback and link-local ones
+	Gateways  []netip.Addr // the gateways that were asked: those for IPv4, the preferred one first, then those for IPv6
+
+	// Protocols has PCP, NAT-PMP and UPnP over IPv4, in the order in which Any
+	// prefers them, then what further gateways answered, then PCP over IPv6, for
+	// each address of ours that peers could reach.
+	Protocols []ProtocolReport
 
 	// Diagnosis says what can be said without a mapping. Its code may be
 	// "ready" instead of "mapped": the gateway answers, and nothing stands
@@ -26,6 +30,7 @@ type Report struct {
 // A ProtocolReport is what was found out in one protocol.
 type ProtocolReport struct {
 	Name     string        // as Mapper.Name
+	Internal netip.Addr    // the address of ours that was asked from
 	Gateway  netip.Addr    // who answered, invalid if nobody did
 	Version  string        // what it speaks: "2" in PCP, "0" in NAT-PMP, the service in UPnP, as in "WANIPConnection:1"
 	External netip.Addr    // its outside address; invalid if it has none, and in PCP, which tells it only with a mapping
@@ -47,7 +52,7 @@ func Probe(ctx context.Context) (Report, error) { return ProbePort(ctx, 0) }
 // UPnP can tell. Of a long table no more than the first lines are read.
 func ProbePort(ctx context.Context, port uint16) (Report, error) {
 	h := systemHost()
-	return survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), localAddrs, port}.run(ctx)
+	return survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), newPCP(systemHost6()), localAddrs, port}.run(ctx)
 }
 
 // A survey is what a Probe asks.
@@ -55,33 +60,55 @@ type survey struct {
 	pcp   *pcp
 	pmp   *natPMP
 	upnp  *upnp
+	six   *pcp // PCP over IPv6
 	addrs func() []netip.Addr
 	port  uint16 // whose entries are wanted, 0 for none
+}
+
+// A question is one of a survey's: to some gateways, in one protocol.
+type question struct {
+	ask   func(context.Context, []link) ProtocolReport
+	links []link
+	quiet bool // silence need not be reported
+}
+
+// questions lists them all, and whom they go to.
+func (s survey) questions(links []link) (all []question, gateways []netip.Addr) {
+	for i := range links {
+		for _, ask := range []func(context.Context, []link) ProtocolReport{s.askPCP, s.askNATPMP, s.askUPnP} {
+			all = append(all, question{ask, links[i : i+1], i > 0})
+		}
+		gateways = append(gateways, links[i].gateway)
+	}
+	for i, a := range s.six.host.usable() {
+		links, err := s.six.host.links(a)
+		if err != nil {
+			continue
+		}
+		all = append(all, question{s.askPCP6, links, i > 0})
+		for _, l := range links {
+			if !slices.Contains(gateways, l.gateway) {
+				gateways = append(gateways, l.gateway)
+			}
+		}
+	}
+	return all, gateways
 }
 
 func (s survey) run(ctx context.Context) (Report, error) {
 	r := Report{Addresses: s.addrs()}
 	links, err := s.pcp.host.links(netip.IPv4Unspecified())
-	if err != nil {
-		r.Diagnosis = diagnose(err)
-		if own := s.pcp.host.ownAddr(netip.IPv4Unspecified()); isGlobal(own) { // a point-to-point link
-			r.Diagnosis = diagnosePublic(own)
-		}
-		return r, ctx.Err()
-	}
-	for _, l := range links {
-		r.Gateways = append(r.Gateways, l.gateway)
-	}
+	var all []question
+	all, r.Gateways = s.questions(links)
+	answers := make([]ProtocolReport, len(all))
 	call, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	asks := []func(context.Context, []link) ProtocolReport{s.askPCP, s.askNATPMP, s.askUPnP}
-	all := make([]ProtocolReport, len(links)*len(asks))
 	start := time.Now()
 	var wg sync.WaitGroup
-	for i := range all {
+	for i, q := range all {
 		wg.Go(func() {
-			p := asks[i%len(asks)](call, links[i/len(asks):][:1])
-			p.Took = time.Since(start)
+			p := q.ask(call, q.links)
+			p.Took, p.Internal = time.Since(start), q.links[0].local
 			if e, ok := p.Err.(*Error); ok {
 				if p.Gateway = e.Gateway; transport(e) {
 					p.Gateway = netip.Addr{} // who was asked, and has not answered
@@ -90,22 +117,54 @@ func (s survey) run(ctx context.Context) (Report, error) {
 			if p.Err != nil && !p.Gateway.IsValid() {
 				p.Version = ""
 			}
-			all[i] = p
+			answers[i] = p
 		})
 	}
 	wg.Wait()
-	for i, p := range all {
-		if i < len(asks) || p.Gateway.IsValid() {
+	six := false // a gateway opens ports over IPv6
+	for i, p := range answers {
+		if !all[i].quiet || p.Gateway.IsValid() {
 			r.Protocols = append(r.Protocols, p)
 		}
+		six = six || p.Internal.Is6() && p.Err == nil
 	}
-	r.Diagnosis = r.diagnose(links[0].local)
+	if own := s.pcp.host.ownAddr(netip.IPv4Unspecified()); err == nil || isGlobal(own) { // or on a point-to-point link
+		r.Diagnosis = r.diagnose(own)
+	} else {
+		r.Diagnosis = diagnose(err)
+	}
+	if six {
+		r.Diagnosis = readyOverIPv6(r.Diagnosis)
+	}
 	return r, ctx.Err()
+}
+
+// readyOverIPv6 is d, which is about IPv4, for a machine whose gateway lets
+// peers in over IPv6.
+func readyOverIPv6(d Diagnosis) Diagnosis {
+	switch d.Code {
+	case "ready", "public":
+	case "no-network", "no-gateway":
+		return Diagnosis{Code: "ready", Summary: "The router lets peers in over IPv6 when asked (pcp); over IPv4 none answered."}
+	default:
+		d.Summary += " Over IPv6 the router lets peers in when asked (pcp)."
+	}
+	return d
 }
 
 func (s survey) askPCP(ctx context.Context, links []link) ProtocolReport {
 	l, err := s.pcp.find(ctx, "probe", links)
 	return ProtocolReport{Name: s.pcp.Name(), Gateway: l.gateway, Version: "2", Err: err}
+}
+
+// askPCP6 is askPCP over IPv6, where nothing is translated.
+func (s survey) askPCP6(ctx context.Context, links []link) ProtocolReport {
+	l, err := s.six.find(ctx, "probe", links)
+	p := ProtocolReport{Name: s.six.Name(), Gateway: l.gateway, Version: "2", Err: err}
+	if err == nil {
+		p.External = links[0].local
+	}
+	return p
 }
 
 func (s survey) askNATPMP(ctx context.Context, links []link) ProtocolReport {
@@ -137,8 +196,8 @@ func (s survey) askUPnP(ctx context.Context, links []link) ProtocolReport {
 	return p
 }
 
-// diagnose says what the answers come to, for the address of ours that faces
-// the gateway.
+// diagnose says what the answers over IPv4 come to, for the address of ours
+// that faces the gateway.
 func (r Report) diagnose(own netip.Addr) Diagnosis {
 	if isGlobal(own) {
 		return diagnosePublic(own)
@@ -147,6 +206,9 @@ func (r Report) diagnose(own netip.Addr) Diagnosis {
 	var outside netip.Addr
 	var verdicts, all []error
 	for _, p := range r.Protocols {
+		if p.Internal.Is6() {
+			continue
+		}
 		if p.Err == nil {
 			names = append(names, p.Name)
 		} else {

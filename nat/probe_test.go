@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,6 +13,9 @@ import (
 
 	"github.com/peerws/peerws/internal/natlab"
 )
+
+// no6 is for machines without IPv6.
+var no6 = newPCP(host6(nil))
 
 // What is made of what a gateway says in each protocol.
 func TestProbe(t *testing.T) {
@@ -50,7 +54,7 @@ func TestProbe(t *testing.T) {
 			t.Parallel()
 			f := natlab.StartFake(t, c.config)
 			own := []netip.Addr{netip.MustParseAddr("192.168.1.5")}
-			s := survey{testPCP(f), testPMP(f), testUPnP(f), func() []netip.Addr { return own }, 0}
+			s := survey{testPCP(f), testPMP(f), testUPnP(f), no6, func() []netip.Addr { return own }, 0}
 			r, err := s.run(t.Context())
 			if err != nil || len(r.Protocols) != 3 || len(r.Gateways) != 1 || r.Gateways[0] != f.Addr || len(r.Addresses) != 1 {
 				t.Fatalf("%+v, %v", r, err)
@@ -79,7 +83,7 @@ func TestProbe(t *testing.T) {
 
 func TestProbeNoNetwork(t *testing.T) {
 	h := loopbackHost()
-	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), localAddrs, 0}.run(t.Context())
+	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), no6, localAddrs, 0}.run(t.Context())
 	if err != nil || r.Diagnosis.Code != "no-network" || len(r.Protocols) != 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -95,7 +99,7 @@ func TestProbeCancel(t *testing.T) {
 	f := natlab.StartFake(t, natlab.FakeConfig{PCP: mute})
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)
-	_, err := survey{testPCP(f), testPMP(f), testUPnP(f), localAddrs, 0}.run(ctx)
+	_, err := survey{testPCP(f), testPMP(f), testUPnP(f), no6, localAddrs, 0}.run(ctx)
 	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
@@ -117,7 +121,7 @@ func TestProbePort(t *testing.T) {
 		f.SetMapping(9001, natlab.FakeMapping{Client: localIP.String(), Port: 9000, Description: strings.Repeat("ä", 40)})
 		f.SetMapping(9002, natlab.FakeMapping{Client: localIP.String(), Port: 9002})
 		f.SetMapping(9003, natlab.FakeMapping{Client: "127.9.9.9", Port: 9000})
-		r, err := survey{testPCP(f), testPMP(f), testUPnP(f), localAddrs, 9000}.run(t.Context())
+		r, err := survey{testPCP(f), testPMP(f), testUPnP(f), no6, localAddrs, 9000}.run(t.Context())
 		if err != nil || len(r.Protocols) != 3 {
 			t.Fatalf("%+v, %v", r, err)
 		}
@@ -140,7 +144,7 @@ func TestProbePort(t *testing.T) {
 	for port := range uint16(200) {
 		f.SetMapping(20000+port, natlab.FakeMapping{Client: "127.9.9.9", Port: 9000})
 	}
-	r, err := survey{testPCP(f), testPMP(f), testUPnP(f), localAddrs, 9000}.run(t.Context())
+	r, err := survey{testPCP(f), testPMP(f), testUPnP(f), no6, localAddrs, 9000}.run(t.Context())
 	if n := f.Count("soap GetGenericPortMappingEntry"); err != nil || n != maxEntries || len(r.Protocols[2].Entries) != 0 {
 		t.Errorf("%d lines read, %+v, %v", n, r, err)
 	}
@@ -154,7 +158,7 @@ func TestProbeSeveralGateways(t *testing.T) {
 	second := natlab.StartFake(t, natlab.FakeConfig{PCP: goodPCP(), PMP: natlab.FakePMP{Serve: true, External: publicIP}})
 	h := loopbackHost(first.Addr, second.Addr)
 	none := searcher{listen: 50 * time.Millisecond}
-	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, none), localAddrs, 0}.run(t.Context())
+	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, none), no6, localAddrs, 0}.run(t.Context())
 	var got []string
 	for _, p := range r.Protocols {
 		got = append(got, p.Name+" "+p.Gateway.String())
@@ -162,5 +166,50 @@ func TestProbeSeveralGateways(t *testing.T) {
 	want := []string{"pcp invalid IP", "nat-pmp " + first.Addr.String(), "upnp invalid IP", "pcp " + second.Addr.String(), "nat-pmp " + second.Addr.String()}
 	if err != nil || !slices.Equal(got, want) || r.Diagnosis.Code != "ready" {
 		t.Errorf("%q, %+v, %v", got, r.Diagnosis, err)
+	}
+}
+
+// A gateway that speaks PCP over IPv6 is found for each address of ours.
+func TestProbeIPv6(t *testing.T) {
+	t.Parallel()
+	own := netip.MustParseAddr("::1")
+	c, err := net.ListenUDP("udp6", &net.UDPAddr{IP: own.AsSlice()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go func() {
+		b := make([]byte, 1100)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			if n != 24 || b[0] != 2 || b[1] != 0 { // ANNOUNCE: RFC 6887 §14.1
+				t.Errorf("asked %x", b[:n])
+				continue
+			}
+			answer := make([]byte, 24)
+			answer[0], answer[1], answer[11] = 2, 0x80, 9
+			c.WriteToUDPAddrPort(answer, from)
+		}
+	}()
+	h := host6([]route{{gateway: own, iface: "lo"}}, at6("::1", "lo"))
+	h.loopback = true
+	six := newPCP(h)
+	six.port = c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+
+	without := loopbackHost() // no way out over IPv4
+	r, err := survey{newPCP(without), newNATPMP(without), newUPnP(without, systemSearcher()), six, localAddrs, 0}.run(t.Context())
+	if err != nil || r.Diagnosis.Code != "ready" || !strings.Contains(r.Diagnosis.Summary, "IPv6") || !slices.Equal(r.Gateways, []netip.Addr{own}) || len(r.Protocols) != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if p := r.Protocols[0]; p.Name != "pcp" || p.Version != "2" || p.Gateway != own || p.External != own || p.Internal != own || p.Err != nil {
+		t.Errorf("%+v", p)
+	}
+	f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: netip.MustParseAddr("192.168.3.4")}})
+	r, err = survey{testPCP(f), testPMP(f), testUPnP(f), six, localAddrs, 0}.run(t.Context())
+	if err != nil || r.Diagnosis.Code != "double-nat" || !strings.Contains(r.Diagnosis.Summary, "Over IPv6") || len(r.Gateways) != 2 || len(r.Protocols) != 4 {
+		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -73,6 +74,7 @@ type finding struct {
 
 type protocol struct {
 	Name     string  `json:"name"`
+	IPv6     bool    `json:"ipv6,omitempty"` // asked over IPv6
 	Gateway  string  `json:"gateway,omitempty"`
 	Version  string  `json:"version,omitempty"`
 	External string  `json:"external,omitempty"`
@@ -158,7 +160,7 @@ func found(r nat.Report, port uint16) finding {
 	f := finding{Addresses: r.Addresses, Gateways: r.Gateways, Port: port, Forwards: []forward{}}
 	f.conclude(peerws.Reachability(r.Diagnosis))
 	for _, p := range r.Protocols {
-		x := protocol{Name: p.Name, Version: p.Version, Millis: float64(p.Took.Microseconds()) / 1000}
+		x := protocol{Name: p.Name, IPv6: p.Internal.Is6(), Version: p.Version, Millis: float64(p.Took.Microseconds()) / 1000}
 		if p.Gateway.IsValid() {
 			x.Gateway = p.Gateway.String()
 		}
@@ -215,7 +217,12 @@ func printTable(w io.Writer, f finding) error {
 		case p.Gateway != "":
 			answer = fmt.Sprintf("yes (%s)", p.Version)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.0f ms\n", p.Name, answer, p.Millis)
+		name := p.Name
+		if p.IPv6 {
+			name += " (IPv6)"
+			answer = strings.Replace(answer, "outside address", "for", 1)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%.0f ms\n", name, answer, p.Millis)
 	}
 	for _, e := range f.Forwards {
 		fmt.Fprintf(t, "port %d\tis forwarded to %s already%s%s\n", e.External, e.Internal, quoted(e.Description), left(e.Seconds))
