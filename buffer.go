@@ -11,7 +11,7 @@ import (
 // connection holds none.
 
 const (
-	minClass  = 9        // 512 B
+	minClass  = 6        // 64 B
 	maxClass  = 20       // 1 MiB; larger buffers are left to the garbage collector
 	blockSize = 64 << 10 // what a readable connection borrows, and what a cork holds
 	blockLog  = 16       // log2 of blockSize
@@ -82,6 +82,14 @@ func (f *buffer) grow(n int) *buffer {
 		f.free()
 	}
 	return g
+}
+
+// enlarge gives f itself room for n in all.
+func (f *buffer) enlarge(n int) {
+	g := newBuffer(n)
+	g.b = append(g.b, f.b...)
+	f.b, g.b = g.b, f.b
+	g.free()
 }
 
 var partialPool = sync.Pool{New: func() any { return new(partial) }}

@@ -8,9 +8,11 @@ import (
 
 func TestBufferSizes(t *testing.T) {
 	for _, tt := range []struct{ n, capacity int }{
-		{-1, 512},
-		{0, 512},
-		{1, 512},
+		{-1, 64},
+		{0, 64},
+		{1, 64},
+		{64, 64},
+		{65, 128},
 		{512, 512},
 		{513, 1024},
 		{64 << 10, 64 << 10},
@@ -34,7 +36,7 @@ func TestBufferSizes(t *testing.T) {
 
 // What comes from a pool is empty and of its class, whatever went in.
 func TestBufferPoolsTakeOnlyTheirSizes(t *testing.T) {
-	for _, c := range []int{0, 100, 256, 511, 513, 600, 1000, 1025, 3 << 10, 1<<20 + 1, 2 << 20} {
+	for _, c := range []int{0, 63, 100, 255, 511, 513, 600, 1000, 1025, 3 << 10, 1<<20 + 1, 2 << 20} {
 		(&buffer{make([]byte, c)}).free()
 	}
 	for class := minClass; class <= maxClass; class++ {
@@ -68,11 +70,11 @@ func TestBufferNil(t *testing.T) {
 func TestBufferGrowKeepsBytes(t *testing.T) {
 	b := newBuffer(10)
 	b.b = append(b.b, "Hello"...)
-	if g := b.grow(512); g != b {
+	if g := b.grow(64); g != b {
 		t.Error("replaced although there was room")
 	}
-	g := b.grow(513)
-	if g == b || string(g.bytes()) != "Hello" || cap(g.b) != 1024 {
+	g := b.grow(65)
+	if g == b || string(g.bytes()) != "Hello" || cap(g.b) != 128 {
 		t.Errorf("grown: %q, cap %d", g.bytes(), cap(g.b))
 	}
 	copy(g.b[5:10], " pool")

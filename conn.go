@@ -322,8 +322,10 @@ func (c *WebSocket) Request() *http.Request {
 
 // requestLocked is the opening request as it is known now. mu is held.
 func (c *WebSocket) requestLocked(remote string) *http.Request {
+	slash := max(strings.IndexByte(c.where, '/'), 0)
+	host, target := c.where[:slash], c.where[slash:]
 	if c.lf.head != nil {
-		c.rareLocked().parsed = readRequest(c.lf.head.b, remote, tlsState(c.conn))
+		c.rareLocked().parsed = readRequest(restore(host, target, c.lf.head.b), remote, tlsState(c.conn))
 		c.freeHeadLocked()
 	}
 	if x := c.seldom(); x.parsed != nil {
@@ -333,8 +335,7 @@ func (c *WebSocket) requestLocked(remote string) *http.Request {
 	if c.where == "" {
 		return &http.Request{Method: http.MethodGet, Header: http.Header{}, RemoteAddr: remote}
 	}
-	slash := strings.IndexByte(c.where, '/')
-	return bareRequest(c.where[:slash], c.where[slash:], remote, tlsState(c.conn))
+	return bareRequest(host, target, remote, tlsState(c.conn))
 }
 
 // dropHead lets the opening request's headers go, unless the program has asked

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -102,9 +104,11 @@ func FuzzHandshake(f *testing.F) {
 		if other := again.appendAnswer(nil, nil); !bytes.Equal(other, answer) {
 			t.Fatalf("by way of net/http %q, want %q", other, answer)
 		}
-		if q := readRequest(raw, "a", nil); q == nil || len(q.Header) == 0 || q.Host != string(o.host) {
-			t.Fatalf("Request has %v", q)
+		kept := h.keep(raw)
+		if q := readRequest(restore(string(o.host), string(o.target), kept.b), "a", nil); q == nil || q.Host != r.Host || q.RequestURI != r.RequestURI || !maps.EqualFunc(q.Header, r.Header, slices.Equal[[]string]) {
+			t.Fatalf("Request has %v, want %v, kept is %q", q, r, kept.b)
 		}
+		kept.free()
 
 		// And another implementation, where it understands the request at all.
 		var theirs bytes.Buffer

@@ -66,7 +66,8 @@ func (r *refusal) writeTo(w http.ResponseWriter, req *http.Request) {
 }
 
 // readHead reads from conn into b until the blank line that ends the head, and
-// returns the head's size; bytes of b behind it have come early. b may hold the
+// returns the head's size; bytes of b behind it have come early. b grows up to
+// most. It may hold the
 // first bytes already. Deadlines are the caller's. An error that is a *refusal has an answer.
 func readHead(conn io.Reader, b *buffer, most int) (n int, err error) {
 	from := 0
@@ -87,6 +88,9 @@ func readHead(conn io.Reader, b *buffer, most int) (n int, err error) {
 				return 0, errHeadTarget
 			}
 			return 0, errHeadTooLarge
+		}
+		if room := min(cap(b.b), most); from == room {
+			b.enlarge(min(4*room, most))
 		}
 		var k int
 		k, err = conn.Read(b.b[from:min(cap(b.b), most)])
@@ -202,7 +206,7 @@ func chooseProtocol(h *head, ours []string) (*string, *refusal) {
 	best := len(ours)
 	var seen [16][]byte
 	for _, f := range h.fields {
-		if len(f.name) != len("Sec-WebSocket-Protocol") || !strings.EqualFold(string(f.name), "Sec-WebSocket-Protocol") {
+		if !f.is("Sec-WebSocket-Protocol") {
 			continue
 		}
 		for v := range bytes.SplitSeq(f.value, []byte(",")) {
@@ -299,6 +303,42 @@ func checkHeader(what string, h http.Header, own ...string) error {
 		}
 	}
 	return nil
+}
+
+// Every opening request says these, mostly in these words. They are left out of
+// what is kept of it, as are the first line and Host, which WebSocket.where has.
+const usualFields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+
+// keep returns a copy of what of the accepted request, whose head is b, cannot be
+// told without it: its unusual fields, or all of it.
+func (h *head) keep(b []byte) *buffer {
+	upgrade, upgrades := h.get("Upgrade")
+	connection, connections := h.get("Connection")
+	if upgrades != 1 || connections != 1 || string(upgrade) != "websocket" || string(connection) != "Upgrade" {
+		f := newBuffer(len(b))
+		f.b = append(f.b, b...)
+		return f
+	}
+	f := newBuffer(max(len(b)-len(usualFields)-len("GET / HTTP/1.1\r\nHost: \r\n\r\n")-len(h.target), 1))
+	for _, l := range h.fields {
+		switch {
+		case l.is("Host"), l.is("Upgrade"), l.is("Connection"), l.is("Sec-WebSocket-Version"):
+			continue
+		}
+		f.b = append(f.b, l.name...)
+		f.b = append(f.b, ": "...)
+		f.b = append(f.b, l.value...)
+		f.b = append(f.b, "\r\n"...)
+	}
+	return f
+}
+
+// restore returns the head of which keep has returned kept.
+func restore(host, target string, kept []byte) []byte {
+	if bytes.HasPrefix(kept, []byte("GET ")) { // all of it: a field name has no space
+		return kept
+	}
+	return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n%s%s\r\n", target, host, usualFields, kept)
 }
 
 // readRequest returns the opening request as net/http reads it, nil if it cannot.

@@ -16,6 +16,11 @@ const maxFields = 64
 // A field is one header line.
 type field struct{ name, value []byte }
 
+// is reports whether the field is called name.
+func (f *field) is(name string) bool {
+	return len(f.name) == len(name) && strings.EqualFold(string(f.name), name)
+}
+
 // A head is a request's or response's start line and fields, as windows into
 // the bytes they came in.
 type head struct {
@@ -159,7 +164,7 @@ func (h *head) parseFields(b []byte) *refusal {
 // get returns the value of the first field called name and how many there are.
 func (h *head) get(name string) (value []byte, n int) {
 	for _, f := range h.fields {
-		if len(f.name) == len(name) && strings.EqualFold(string(f.name), name) {
+		if f.is(name) {
 			if n == 0 {
 				value = f.value
 			}
@@ -172,7 +177,7 @@ func (h *head) get(name string) (value []byte, n int) {
 // hasToken reports whether one of the fields called name lists token, in any case.
 func (h *head) hasToken(name, token string) bool {
 	for _, f := range h.fields {
-		if len(f.name) != len(name) || !strings.EqualFold(string(f.name), name) {
+		if !f.is(name) {
 			continue
 		}
 		for v := range bytes.SplitSeq(f.value, []byte(",")) {

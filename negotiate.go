@@ -23,11 +23,15 @@ func (a *arrival) handshake() {
 	}
 }
 
+// firstHead is the room a head gets to begin with. Most programs' need no more,
+// browsers' may.
+const firstHead = 1 << 10
+
 // negotiate is the handshake up to the socket. It returns nil if the transport
 // became none. What it borrows is given back before the program is called.
 func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 	conn := a.conn
-	b := newBuffer(l.maxHead)
+	b := newBuffer(min(firstHead, l.maxHead))
 	defer b.free()
 	var err error
 	if l.tls != nil {
@@ -85,8 +89,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 	}
 	c := l.newSocket(&o, a.key)
 	c.lf.secure = h.secure
-	c.lf.head = newBuffer(size)
-	c.lf.head.b = append(c.lf.head.b, b.b[:size]...)
+	c.lf.head = h.keep(b.b[:size])
 	if rest := b.b[size:]; len(rest) > 0 {
 		c.in = newBuffer(len(rest))
 		c.in.b = append(c.in.b, rest...)
