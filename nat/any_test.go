@@ -223,6 +223,15 @@ func TestAnySharesDiscovery(t *testing.T) {
 		if f.Mappings() != n && via != "" {
 			t.Errorf("%d mappings", f.Mappings())
 		}
+		// One that starts later finds what they have found.
+		if via != "" {
+			searches := func() int { return f.Count("pcp announce") + f.Count("ssdp") }
+			before := searches()
+			if l, err := mapper.Map(t.Context(), request(9900)); err != nil || l.Via != via || searches() != before {
+				t.Errorf("later: %+v, %v, %d searches more", l, err, searches()-before)
+			}
+			n++
+		}
 		switch via {
 		case "nat-pmp":
 			return f.Count("pmp external") - n, 0 // each mapping asks for the address once more
@@ -236,7 +245,7 @@ func TestAnySharesDiscovery(t *testing.T) {
 			t.Parallel()
 			alone, limit := one(t, via, 1)
 			together, took := one(t, via, listeners)
-			if alone == 0 || together >= 2*alone { // a repeated question, on a busy machine
+			if alone == 0 || together > 3*alone { // on a busy machine each question is repeated twice
 				t.Errorf("one listener: %d searches; %d: %d", alone, listeners, together)
 			}
 			if via == "" && took > limit+300*time.Millisecond {
