@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -224,55 +223,24 @@ func (n *natPMP) forget() { n.remember(link{}) }
 
 func (n *natPMP) ownAddr(bound netip.Addr) netip.Addr { return n.host.ownAddr(bound) }
 
-// ask sends q until it is answered by something other than an error. Datagrams
-// that are no answer to it change nothing; those of strangers do not get here,
-// since the socket is connected to the gateway. It ends with ctx, at once.
+// ask sends q until it is answered, by something other than an error.
 func (n *natPMP) ask(ctx context.Context, l link, waits []time.Duration, q pmpRequest) (pmpResponse, error) {
-	if ctx.Err() != nil {
-		return pmpResponse{}, ctxError(ctx)
-	}
-	c, err := net.DialUDP("udp4",
-		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.local, 0)),
-		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.gateway, pcpPort)))
-	if err != nil {
-		return pmpResponse{}, &Error{Kind: NoNetwork, Err: err}
-	}
-	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-
-	packet, b, garbage := q.append(nil), make([]byte, 64), false
-	for _, wait := range waits {
-		_ = c.SetReadDeadline(time.Now().Add(wait))
-		if ctx.Err() != nil { // looked at after the deadline, which may have overwritten that of the context's end
-			return pmpResponse{}, ctxError(ctx)
+	var r pmpResponse
+	garbage := false
+	err := exchange(ctx, l, pcpPort, waits, q.append(nil), func(b []byte) (answer bool, err error) {
+		if r, answer = parsePMP(b); answer && r.answers(q) {
+			return true, pmpRefusal(r)
 		}
-		if _, err = c.Write(packet); err != nil {
-			return pmpResponse{}, socketError(err)
-		}
-		for {
-			k, err := c.Read(b)
-			if ctx.Err() != nil {
-				return pmpResponse{}, ctxError(ctx)
-			}
-			if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
-				break
-			}
-			if err != nil {
-				return pmpResponse{}, socketError(err)
-			}
-			r, ok := parsePMP(b[:k])
-			if !ok || !r.answers(q) {
-				garbage = true
-				continue
-			}
-			return r, pmpRefusal(r)
-		}
-	}
-	if garbage {
+		garbage = true
+		return false, nil
+	})
+	switch {
+	case garbage && errors.Is(err, errNoAnswer):
 		return pmpResponse{}, malformed("only datagrams that are no answer")
+	case err != nil:
+		return pmpResponse{}, err
 	}
-	return pmpResponse{}, &Error{Kind: Timeout, Err: errors.New("no answer")}
+	return r, nil
 }
 
 // pmpRefusal is the beginning of the *Error for an answer that is one, nil for

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -416,63 +415,20 @@ func refusal(r pcpResponse) error {
 	return e
 }
 
-// ask sends q until it is answered. What is no answer to it, whoever sent it,
-// changes nothing; strangers' datagrams do not get here, since the socket is
-// connected to the gateway.
+// ask sends q until it is answered.
 func (p *pcp) ask(ctx context.Context, l link, waits []time.Duration, q pcpRequest) (pcpResponse, error) {
-	if ctx.Err() != nil {
-		return pcpResponse{}, ctxError(ctx)
-	}
-	c, err := net.DialUDP("udp",
-		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.local, 0)),
-		net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.gateway, p.port)))
+	var r pcpResponse
+	err := exchange(ctx, l, p.port, waits, q.append(nil), func(b []byte) (answer bool, err error) {
+		if r, answer = parsePCP(b); answer && r.code == pcpUnsupportedVersion { // says nothing about the request, so it has no nonce
+			return true, refusal(r)
+		}
+		return answer && r.answers(q), nil
+	})
 	if err != nil {
-		return pcpResponse{}, &Error{Kind: NoNetwork, Err: err}
+		return pcpResponse{}, err
 	}
-	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-
-	packet, b := q.append(nil), make([]byte, pcpMaxSize+1)
-	for _, wait := range waits {
-		_ = c.SetReadDeadline(time.Now().Add(wait))
-		if ctx.Err() != nil { // looked at after the deadline, which may have overwritten that of the context's end
-			return pcpResponse{}, ctxError(ctx)
-		}
-		if _, err = c.Write(packet); err != nil {
-			return pcpResponse{}, socketError(err)
-		}
-		for {
-			n, err := c.Read(b)
-			if ctx.Err() != nil {
-				return pcpResponse{}, ctxError(ctx)
-			}
-			if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
-				break
-			}
-			if err != nil {
-				return pcpResponse{}, socketError(err)
-			}
-			r, ok := parsePCP(b[:n])
-			if !ok {
-				continue
-			}
-			if r.code == pcpUnsupportedVersion { // says nothing about the request, so it has no nonce
-				return pcpResponse{}, refusal(r)
-			}
-			if r.answers(q) {
-				return r, nil
-			}
-		}
-	}
-	return pcpResponse{}, &Error{Kind: Timeout, Err: errors.New("no answer")}
+	return r, nil
 }
-
-// socketError is the *Error for an ICMP message, "port unreachable" from a
-// gateway that does not speak PCP as a rule, whatever the system calls it.
-func socketError(err error) error { return &Error{Kind: Unsupported, Err: err} }
-
-func ctxError(ctx context.Context) error { return &Error{Kind: ctxKind(ctx), Err: ctx.Err()} }
 
 // probeExternal is the question of the race in Any. It changes nothing, and
 // so learns no address.
