@@ -22,6 +22,7 @@ func Any() Mapper {
 	)
 	six := newAny(
 		candidate{mapper: newPCP(h6), blind: true, limit: mapLimit},
+		candidate{mapper: newPinhole(newUPnP(h6, systemSearcher6())), wait: time.Second},
 	)
 	return newDual(four, h6, six)
 }

@@ -57,7 +57,7 @@ func (t *tame) RoundTrip(r *http.Request) (*http.Response, error) {
 			if a, err := netip.ParseAddrPort(address); err != nil || a.Addr() != t.device {
 				return nil, errElsewhere
 			}
-			return d.DialContext(ctx, "tcp4", address)
+			return d.DialContext(ctx, "tcp", address)
 		},
 		DisableKeepAlives:      true, // small devices have few connections to give
 		DisableCompression:     true,
@@ -162,7 +162,8 @@ const (
 
 var serviceURNs = [...]string{urnIP2, urnIP1, urnPPP1, urnOldIP, urnOldPPP}
 
-// findServices lists the WAN connection services of a description, one for
+// findServices lists the WAN connection services of a description, or over IPv6
+// those of its firewall, one for
 // each control URL, the most capable first. What the device called itself in
 // its answer does not matter: some that say :1 have :2, and the other way round.
 //
@@ -174,6 +175,10 @@ func findServices(root *goupnp.RootDevice, h hit) ([]*service, error) {
 		base = *u
 	}
 	dev := newDevice(h)
+	urns := serviceURNs[:]
+	if h.device.Is6() {
+		urns = firewallURNs[:]
+	}
 	var all []*service
 	devices := 0
 	root.Device.VisitDevices(func(d *goupnp.Device) {
@@ -185,7 +190,7 @@ func findServices(root *goupnp.RootDevice, h hit) ([]*service, error) {
 				return
 			}
 			urn := strings.TrimSpace(s.ServiceType)
-			rank := slices.Index(serviceURNs[:], urn)
+			rank := slices.Index(urns, urn)
 			if rank < 0 {
 				continue
 			}
@@ -236,5 +241,5 @@ func sameHost(s string, device netip.Addr) bool {
 		return false
 	}
 	a, err := netip.ParseAddr(u.Hostname())
-	return err == nil && a.Unmap() == device
+	return err == nil && a.Unmap().WithZone("") == device.WithZone("")
 }

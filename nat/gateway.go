@@ -134,6 +134,14 @@ func rememberedLink(links []link, known netip.Addr, prev *Lease) (link, bool) {
 	return link{}, false
 }
 
+// subnets lists the directly connected networks.
+func (h host) subnets() ([]netip.Prefix, error) {
+	if h.six {
+		return h.networks()
+	}
+	return h.prefixes()
+}
+
 // guess is the first address of each private subnet we are on.
 func (h host) guess() []netip.Addr {
 	prefixes, err := h.prefixes()

@@ -144,6 +144,9 @@ func (s *service) connected(ctx context.Context) (up, known bool) {
 // not excluded, only last but one; answered says whether it did, be it with a
 // fault.
 func (s *service) score(ctx context.Context, alone bool) (score int, answered bool) {
+	if s.urn == urnFirewall {
+		return s.scoreFirewall(ctx)
+	}
 	a, err := s.externalAddr(ctx)
 	answered = err == nil || codeOf(err) != 0
 	if alone && err == nil {

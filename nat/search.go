@@ -28,6 +28,14 @@ func systemSearcher() searcher {
 	}
 }
 
+// systemSearcher6 is that for IPv6: the group is the link-local one, where the
+// gateway is (UPnP Device Architecture 1.1 annex A.2).
+func systemSearcher6() searcher {
+	s := systemSearcher()
+	s.group = netip.AddrPortFrom(netip.MustParseAddr("ff02::c"), s.group.Port())
+	return s
+}
+
 // A hit is a place where a description may be fetched, always at the gateway.
 type hit struct {
 	url      *url.URL
@@ -58,7 +66,7 @@ const (
 func (s searcher) search(ctx context.Context, h host, links []link, found func(hit)) error {
 	ctx, cancel := context.WithTimeout(ctx, s.listen)
 	defer cancel()
-	prefixes, err := h.prefixes()
+	prefixes, err := h.subnets()
 	if err != nil {
 		return err
 	}
@@ -98,7 +106,11 @@ func (s searcher) search(ctx context.Context, h host, links []link, found func(h
 		if s.group.IsValid() {
 			// The gateway is asked from here too: a firewall of this machine
 			// then lets its answer to the multicast in.
-			ask(l, hitGroup, gateway, s.group)
+			group := s.group
+			if h.six {
+				group = netip.AddrPortFrom(group.Addr().WithZone(l.gateway.Zone()), group.Port())
+			}
+			ask(l, hitGroup, gateway, group)
 		}
 	}
 	wg.Wait()
@@ -111,12 +123,18 @@ func (s searcher) search(ctx context.Context, h host, links []link, found func(h
 // searchLink is search at one link, on one socket of its own: an interface
 // that cannot send spoils nothing for the others.
 func (s searcher) searchLink(ctx context.Context, h host, l link, prefixes []netip.Prefix, to []netip.AddrPort, report func(hit)) error {
-	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.local, 0)))
+	network, from := "udp4", l.local
+	if h.six {
+		// From whatever address the system takes for the gateway's: to a
+		// link-local question it answers from the address we know it by.
+		network, from = "udp6", netip.IPv6Unspecified()
+	}
+	c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0)))
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if slices.ContainsFunc(to, func(a netip.AddrPort) bool { return a.Addr().IsMulticast() }) {
+	if !h.six && slices.ContainsFunc(to, func(a netip.AddrPort) bool { return a.Addr().IsMulticast() }) {
 		// Best effort: without it the system chooses the interface, on Linux
 		// rightly, by the address the socket is bound to.
 		_ = multicastFrom(c, l.local)
@@ -159,14 +177,14 @@ func (s searcher) searchLink(ctx context.Context, h host, l link, prefixes []net
 		// Any source port, since real devices do not answer from 1900, but
 		// nobody from beyond the router.
 		src := from.Addr().Unmap()
-		if !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(src) }) {
+		if !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(src.WithZone("")) }) {
 			continue
 		}
 		r, ok := parseSSDP(b[:n])
 		if !ok {
 			continue
 		}
-		if u, err := checkLocation(r.location, src, l.gateway, h.loopback); err == nil && l.gateway != l.local {
+		if u, err := checkLocation(r.location, src, l.gateway, h.loopback); err == nil && (l.gateway != l.local || h.six && h.loopback) {
 			report(hit{url: u, device: l.gateway, link: l, stranger: src != l.gateway})
 		}
 	}

@@ -76,7 +76,7 @@ func parseSSDP(b []byte) (ssdpReply, bool) {
 
 var (
 	errScheme   = errors.New("location is not http")
-	errLiteral  = errors.New("location has no literal IPv4 address")
+	errLiteral  = errors.New("location has no literal address of the gateway's family")
 	errSpecial  = errors.New("location is not an ordinary address")
 	errNotThere = errors.New("location is neither at the sender nor at the gateway")
 	errURL      = errors.New("location is no usable URL")
@@ -103,9 +103,9 @@ func checkLocation(location string, from, gateway netip.Addr, loopback bool) (*u
 	}
 	from, gateway, host = from.Unmap(), gateway.Unmap(), host.Unmap()
 	switch {
-	case !host.Is4():
+	case host.Is4() != gateway.Is4():
 		return nil, errLiteral
-	case host != gateway && from != gateway && host != from:
+	case host.WithZone("") != gateway.WithZone("") && from != gateway && host.WithZone("") != from.WithZone(""):
 		return nil, errNotThere
 	}
 	if !ordinary(gateway, loopback) {
@@ -129,5 +129,7 @@ func ordinary(a netip.Addr, loopback bool) bool {
 	if a.IsLoopback() {
 		return loopback
 	}
-	return a.Is4() && a.IsGlobalUnicast() // not unspecified, multicast, link-local or broadcast
+	// Not unspecified, multicast or broadcast. Link-local is what a gateway is
+	// known by in IPv6, and none is in IPv4.
+	return a.IsGlobalUnicast() || a.Is6() && a.IsLinkLocalUnicast()
 }

@@ -17,6 +17,10 @@ type FakeConfig struct {
 	PCP  FakePCP
 	PMP  FakePMP
 	UPnP FakeUPnP
+
+	// IPv6 puts it on ::1, of which there is one alone: so PCP is at Port5351
+	// there, and there is no NAT-PMP.
+	IPv6 bool
 }
 
 // A Fake is a gateway that exists in this process only, on a loopback address
@@ -26,6 +30,7 @@ type FakeConfig struct {
 type Fake struct {
 	Addr     netip.Addr // where it listens, 127.x.y.z
 	SSDPPort uint16     // UDP, in place of 1900; 0 without UPnP
+	Port5351 uint16     // UDP, in place of 5351 over IPv6
 
 	config FakeConfig
 	wg     sync.WaitGroup
@@ -56,7 +61,7 @@ func StartFake(t testing.TB, c FakeConfig) *Fake {
 	f := &Fake{config: c, count: make(map[string]int), args: make(map[string][]map[string]string), table: make(map[uint16]FakeMapping), epoch: time.Now()}
 	pmp, err := f.listen()
 	if err != nil {
-		t.Skipf("no loopback address but 127.0.0.1 on this system: %v", err)
+		t.Skipf("no loopback address but 127.0.0.1 on this system, or no IPv6: %v", err)
 	}
 	t.Cleanup(f.Stop)
 	if !c.PMP.Serve && !c.PCP.Serve {
@@ -80,6 +85,13 @@ const pmpPort = 5351
 
 func (f *Fake) listen() (*net.UDPConn, error) {
 	var errs []error
+	if f.config.IPv6 {
+		c, err := net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6loopback})
+		if err == nil {
+			f.Addr, f.Port5351 = netip.IPv6Loopback(), c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+		}
+		return c, err
+	}
 	for range 8 {
 		a := netip.AddrFrom4([4]byte{127, byte(1 + rand.IntN(254)), byte(rand.IntN(256)), byte(1 + rand.IntN(254))})
 		c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, pmpPort)))
@@ -198,7 +210,7 @@ func (f *Fake) counted(what string) {
 // serveHTTP runs an HTTP server until the fake stops, or until the next one.
 func (f *Fake) serveHTTP(t testing.TB, h http.Handler) *http.Server {
 	t.Helper()
-	ln, err := net.Listen("tcp4", netip.AddrPortFrom(f.Addr, 0).String())
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(f.Addr, 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,6 +61,10 @@ type FakeUPnP struct {
 
 	// AnyPort, when not 0, is the port AddAnyPortMapping grants.
 	AnyPort uint16
+
+	// FirewallOff and FirewallClosed are what GetFirewallStatus tells of a
+	// WANIPv6FirewallControl:1.
+	FirewallOff, FirewallClosed bool
 }
 
 // A FakeService is one WAN connection.
@@ -85,7 +89,7 @@ func (f *Fake) startUPnP(t testing.TB) {
 	t.Helper()
 	f.startHTTP(t)
 	at := f.Addr
-	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +129,7 @@ func (f *Fake) serveSSDP(c, answer *net.UDPConn) {
 			continue
 		}
 		f.mu.Lock()
-		location := fmt.Sprintf("http://%s:%d%s", f.Addr, f.httpPort, DescriptionPath)
+		location := fmt.Sprintf("http://%s%s", netip.AddrPortFrom(f.Addr, f.httpPort), DescriptionPath)
 		f.mu.Unlock()
 		replies := []string{"HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=120\r\nST: " + st + "\r\nUSN: uuid:fake::" + st + "\r\nEXT:\r\nSERVER: fake/1 UPnP/1.1 fake/1\r\nLOCATION: " + location + "\r\n\r\n"}
 		if r := f.config.UPnP.Replies; r != nil {
@@ -278,6 +282,9 @@ func (f *Fake) perform(s FakeService, action string, args map[string]string, cli
 		return uint16(n)
 	}
 	external := port("NewExternalPort")
+	if strings.Contains(s.URN, "Firewall") {
+		return f.performFirewall(action, args, client)
+	}
 	switch action {
 	case "GetExternalIPAddress":
 		if f.outside.IsValid() {
@@ -346,6 +353,52 @@ func (f *Fake) perform(s FakeService, action string, args map[string]string, cli
 			return element("NewReservedPort", fmt.Sprint(external)), 0
 		}
 		return "", 0
+	}
+	return "", 401
+}
+
+// performFirewall is perform for a WANIPv6FirewallControl:1. A pinhole's number is
+// its port, also in the table. mu is held.
+func (f *Fake) performFirewall(action string, args map[string]string, client string) (out string, code int) {
+	number := func(name string, most uint64) uint64 {
+		n, err := strconv.ParseUint(args[name], 10, 32)
+		if err != nil || n > most {
+			return 0
+		}
+		return n
+	}
+	bit := map[bool]string{false: "0", true: "1"}
+	switch action {
+	case "GetFirewallStatus":
+		return element("FirewallEnabled", bit[!f.config.UPnP.FirewallOff]) + element("InboundPinholeAllowed", bit[!f.config.UPnP.FirewallClosed]), 0
+	case "AddPinhole":
+		port, lease := number("InternalPort", 65535), number("LeaseTime", 86400)
+		remote, ok := args["RemoteHost"]
+		switch {
+		case f.config.UPnP.FirewallOff:
+			return "", 702
+		case f.config.UPnP.FirewallClosed:
+			return "", 703
+		case args["InternalClient"] != client:
+			return "", 606
+		case !ok || remote != "" || args["RemotePort"] != "0" || args["Protocol"] != "6" || port == 0 || lease == 0:
+			return "", 402
+		}
+		f.table[uint16(port)] = FakeMapping{Client: client, Port: uint16(port), Lease: uint32(lease)}
+		return element("UniqueID", fmt.Sprint(port)), 0
+	case "GetPinholePackets", "DeletePinhole":
+		id := uint16(number("UniqueID", 65535))
+		hole, ok := f.table[id]
+		switch {
+		case !ok:
+			return "", 704
+		case hole.Client != client:
+			return "", 606
+		case action == "DeletePinhole":
+			delete(f.table, id)
+			return "", 0
+		}
+		return element("PinholePackets", "0"), 0
 	}
 	return "", 401
 }

@@ -23,6 +23,7 @@ func TestIPv6(t *testing.T) {
 		via    string
 	}{
 		{"PCP", Config{IPv6: true}, "pcp"},
+		{"UPnP", Config{IPv6: true, Daemon: UPnP, NoPCP6: true}, "upnp"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

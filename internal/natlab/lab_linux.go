@@ -133,6 +133,9 @@ func New(t testing.TB, config Config) *Lab {
 	gw := l.Gateway
 	gw.Run(t, "ip", "link", "add", "lan0", "type", "bridge", "mcast_snooping", "0")
 	gw.Run(t, "ip", "addr", "add", netip.PrefixFrom(GatewayLAN, 24).String(), "dev", "lan0")
+	if config.IPv6 { // one link-local address is enough, and it is linkLocal6
+		gw.Run(t, "ip", "link", "set", "lan0", "addrgenmode", "none")
+	}
 	gw.Run(t, "ip", "link", "set", "lan0", "up")
 	if config.WAN == "" {
 		config.WAN = GatewayWAN.String()
