@@ -72,7 +72,7 @@ type Address struct {
 type Reachability struct {
 	// Code is for programs:
 	//
-	//	verified               a connection from outside has come in
+	//	verified               an address is Verified: a connection has come through it
 	//	public                 this machine has a public address itself; nobody has come in yet
 	//	mapped                 the gateway says that it forwards the port; nobody has come in yet
 	//	mapped-but-unverified  so it says, but ListenConfig.Verify could not connect

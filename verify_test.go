@@ -115,6 +115,7 @@ func TestVerified_ByPeer(t *testing.T) {
 			}}
 			w := settle(t, own, g, ListenConfig{})
 			w.Ready(t.Context())
+			synctest.Wait() // LISTENING comes before the word of it
 			w.wantState(name+", before", mapped, Mapped, "mapped")
 			var calls int
 			w.OnAddressChange(func([]Address) { calls++ })
