@@ -265,11 +265,7 @@ func (c *WebSocket) fill() verdict {
 		n = int(c.rd.n)
 		c.rd.n = 0
 	} else {
-		dst := c.room()
-		c.beat()
-		n, err = c.conn.Read(dst)
-		c.beat()
-		c.rd.last = n == len(dst) && !c.rd.direct // the rest of a message is no sign of more
+		n, err = c.portableFill()
 	}
 	if n > 0 {
 		if !c.rd.direct {
@@ -285,6 +281,32 @@ func (c *WebSocket) fill() verdict {
 		err = io.EOF
 	}
 	return c.readFailed(err)
+}
+
+// portableFill is one read of a connection that is no plain socket.
+func (c *WebSocket) portableFill() (n int, err error) {
+	nap := napOf(c.conn)
+	for {
+		dst := c.room()
+		if nap == nil {
+			c.beat()
+		}
+		n, err = c.conn.Read(dst)
+		if nap == nil {
+			c.beat()
+		}
+		c.rd.last = (n == len(dst) || nap != nil) && !c.rd.direct // the rest of a message is no sign of more
+		if err != errNotYet || n > 0 {
+			return n, err
+		}
+		c.settle()
+		c.beat()
+		err = nap.wait()
+		c.beat()
+		if err != nil {
+			return 0, err
+		}
+	}
 }
 
 // readable makes one read attempt. RawConn.Read calls it, first at once, then

@@ -63,3 +63,14 @@ func sysWritev(fd uintptr, bufs [][]byte) (int, error) {
 		}
 	}
 }
+
+func sysEmpty(fd uintptr) bool {
+	const pollIn = 1
+	p := struct {
+		fd              int32
+		events, revents int16
+	}{fd: int32(fd), events: pollIn}
+	var now syscall.Timespec
+	n, _, errno := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	return errno == 0 && n == 0
+}

@@ -21,6 +21,7 @@ func wouldBlock(error) bool { return false }
 
 var errNoRaw = errors.New("peerws: no raw path on this system")
 
+func sysEmpty(uintptr) bool                    { return false }
 func sysRead(uintptr, []byte) (int, error)     { return 0, errNoRaw }
 func sysWrite(uintptr, []byte) (int, error)    { return 0, errNoRaw }
 func sysWritev(uintptr, [][]byte) (int, error) { return 0, errNoRaw }

@@ -39,3 +39,9 @@ func sysWritev(fd uintptr, bufs [][]byte) (n int, err error) {
 	}
 	return n, nil
 }
+
+func sysEmpty(fd uintptr) bool {
+	var b [1]byte
+	_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK)
+	return err != nil && wouldBlock(err)
+}

@@ -37,3 +37,5 @@ func wouldBlock(err error) bool {
 
 // sysRead, sysWrite and sysWritev make one system call each: n = 0 without an
 // error is the end of reading; of what is to be written some may be taken.
+// sysEmpty reports whether a read of the socket would find nothing now; its end
+// and an error are something.

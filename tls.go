@@ -124,6 +124,8 @@ type steadyConn struct {
 	net.Conn
 	piece int // the most a Write gets at a time; 0: all
 
+	nap *nap // how to wait for bytes without memory; nil if that is not possible, or not begun
+
 	mu    sync.Mutex // leaf
 	begun bool
 	stall time.Duration // 0: never
@@ -146,9 +148,24 @@ func wrapTLS(conn net.Conn) net.Conn {
 	return &steadyConn{Conn: conn, piece: tlsRecord}
 }
 
+// napOf returns how to wait for a TLS peer's bytes, nil if only a Read can.
+func napOf(conn net.Conn) *nap {
+	if t, ok := conn.(*tls.Conn); ok {
+		if s, ok := t.NetConn().(*steadyConn); ok {
+			return s.nap
+		}
+	}
+	return nil
+}
+
 // beginTLS begins each steadyConn of a transport. Its engine is its only user
 // from now on.
 func beginTLS(conn net.Conn, stall time.Duration) {
+	if t, ok := conn.(*tls.Conn); ok { // TLS in TLS waits in its Read
+		if s, ok := t.NetConn().(*steadyConn); ok {
+			s.nap = newNap(s.Conn)
+		}
+	}
 	for ; conn != nil; conn = under(conn) {
 		if s, ok := conn.(*steadyConn); ok {
 			s.begin(stall)
@@ -161,6 +178,16 @@ func (c *steadyConn) begin(stall time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.begun, c.stall = true, stall
+}
+
+// Read returns errNotYet instead of waiting, where the engine can wait without
+// holding the memory of a Read. To crypto/tls that is a time-out, which ends
+// nothing.
+func (c *steadyConn) Read(p []byte) (int, error) {
+	if c.nap == nil {
+		return c.Conn.Read(p)
+	}
+	return c.nap.read(p)
 }
 
 // Write writes all of p, however long that takes, unless nothing was taken for
