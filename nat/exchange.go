@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -53,6 +54,30 @@ func exchange(ctx context.Context, l link, port uint16, waits []time.Duration, p
 		}
 	}
 	return &Error{Kind: Timeout, Err: errNoAnswer}
+}
+
+// firstOf asks at all links at once, and returns the first of the list that has
+// answered well as soon as all before it have not: a second gateway that is
+// silent, as one behind a VPN may be, holds up nothing. -1 is none of them.
+func firstOf(ctx context.Context, links []link, ask func(ctx context.Context, i int) error) (int, []error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	errs, done := make([]error, len(links)), make([]chan struct{}, len(links))
+	for i := range links {
+		done[i] = make(chan struct{})
+		wg.Go(func() {
+			defer close(done[i])
+			errs[i] = ask(ctx, i)
+		})
+	}
+	for i := range links {
+		if <-done[i]; errs[i] == nil {
+			return i, nil
+		}
+	}
+	return -1, errs
 }
 
 var errNoAnswer = errors.New("no answer")

@@ -28,8 +28,8 @@ type natPMP struct {
 
 	// How long an answer is waited for before a request is sent again, of a
 	// gateway that has never answered (probe) and of one that has (call). RFC
-	// 6886 §3.1 goes on doubling for 64 s, which on a gateway that does not
-	// speak it is a minute of nothing.
+	// 6886 §3.1 goes on doubling up to 64 s, which with a gateway that does not
+	// speak it is two minutes of nothing.
 	probe, call []time.Duration
 
 	finding shared[search, found]
@@ -89,17 +89,14 @@ func (n *natPMP) Map(ctx context.Context, r Request) (Lease, error) {
 // at the same time shares the answer.
 func (n *natPMP) find(ctx context.Context, op string, links []link) (link, netip.Addr, error) {
 	f, err := n.finding.do(ctx, searchOf(op, links), func(ctx context.Context) (found, error) {
-		addrs, errs := make([]netip.Addr, len(links)), make([]error, len(links))
-		var wg sync.WaitGroup
-		for i, l := range links {
-			wg.Go(func() { addrs[i], _, errs[i] = n.external(ctx, op, l, n.probe) })
-		}
-		wg.Wait()
-		for i, l := range links {
-			if errs[i] == nil {
-				n.remember(l)
-				return found{l, addrs[i]}, nil
-			}
+		addrs := make([]netip.Addr, len(links))
+		i, errs := firstOf(ctx, links, func(ctx context.Context, i int) (err error) {
+			addrs[i], _, err = n.external(ctx, op, links[i], n.probe)
+			return err
+		})
+		if i >= 0 {
+			n.remember(links[i])
+			return found{links[i], addrs[i]}, nil
 		}
 		return found{}, telling(n.Name(), op, errs)
 	})

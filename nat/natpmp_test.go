@@ -275,6 +275,28 @@ func TestNATPMPSchedule(t *testing.T) {
 	}
 }
 
+// A second gateway that is silent holds up nothing.
+func TestSilentSecondGateway(t *testing.T) {
+	t.Parallel()
+	mute := func([]byte) []byte { return nil }
+	silent := natlab.StartFake(t, natlab.FakeConfig{PCP: natlab.FakePCP{Serve: true, Edit: mute}, PMP: natlab.FakePMP{Serve: true, Edit: mute}})
+	f := natlab.StartFake(t, natlab.FakeConfig{PCP: goodPCP(), PMP: natlab.FakePMP{Serve: true, External: publicIP}})
+	n, p := testPMP(f), testPCP(f)
+	n.host = loopbackHost(f.Addr, silent.Addr)
+	p.host = n.host
+	n.probe, p.probe = []time.Duration{10 * time.Second}, []time.Duration{10 * time.Second}
+	for _, m := range []Mapper{n, p} {
+		start := time.Now()
+		l, err := m.Map(t.Context(), request(9000))
+		if took := time.Since(start); err != nil || l.Gateway != f.Addr || took > 5*time.Second {
+			t.Errorf("%+v, %v after %v", l, err, took)
+		}
+		if err := m.Unmap(t.Context(), l); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestNATPMPUnmapForeign(t *testing.T) {
 	n := newNATPMP(loopbackHost())
 	for _, l := range []Lease{{Via: "upnp", Internal: netip.AddrPortFrom(localIP, 1)}, {Via: "nat-pmp"}} {

@@ -131,21 +131,16 @@ func (p *pcp) find(ctx context.Context, op string, links []link) (link, error) {
 }
 
 func (p *pcp) findOnce(ctx context.Context, op string, links []link) (link, error) {
-	errs := make([]error, len(links))
-	var wg sync.WaitGroup
-	for i, l := range links {
-		wg.Go(func() {
-			if _, err := p.announce(ctx, l, p.probe); err != nil {
-				errs[i] = p.fail(op, l, err)
-			}
-		})
-	}
-	wg.Wait()
-	for i, l := range links {
-		if errs[i] == nil {
-			p.remember(l)
-			return l, nil
+	i, errs := firstOf(ctx, links, func(ctx context.Context, i int) error {
+		_, err := p.announce(ctx, links[i], p.probe)
+		if err != nil {
+			return p.fail(op, links[i], err)
 		}
+		return nil
+	})
+	if i >= 0 {
+		p.remember(links[i])
+		return links[i], nil
 	}
 	return link{}, telling(p.Name(), op, errs)
 }
