@@ -2,6 +2,7 @@ package nat
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -17,8 +18,8 @@ type Report struct {
 	Gateways  []netip.Addr // the gateways that were asked: those for IPv4, the preferred one first, then those for IPv6
 
 	// Protocols has PCP, NAT-PMP and UPnP over IPv4, in the order in which Any
-	// prefers them, then what further gateways answered, then PCP over IPv6, for
-	// each address of ours that peers could reach.
+	// prefers them, then what further gateways answered, then PCP and UPnP over
+	// IPv6, for each address of ours that peers could reach.
 	Protocols []ProtocolReport
 
 	// Diagnosis says what can be said without a mapping. Its code may be
@@ -51,8 +52,8 @@ func Probe(ctx context.Context) (Report, error) { return ProbePort(ctx, 0) }
 // ProbePort is Probe, and also asks who has this TCP port already, which only
 // UPnP can tell. Of a long table no more than the first lines are read.
 func ProbePort(ctx context.Context, port uint16) (Report, error) {
-	h := systemHost()
-	return survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), newPCP(systemHost6()), localAddrs, port}.run(ctx)
+	h, h6 := systemHost(), systemHost6()
+	return survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), newPCP(h6), newPinhole(newUPnP(h6, systemSearcher6())), localAddrs, port}.run(ctx)
 }
 
 // A survey is what a Probe asks.
@@ -60,7 +61,8 @@ type survey struct {
 	pcp   *pcp
 	pmp   *natPMP
 	upnp  *upnp
-	six   *pcp // PCP over IPv6
+	six   *pcp     // PCP over IPv6
+	hole  *pinhole // UPnP over IPv6; nil not to ask
 	addrs func() []netip.Addr
 	port  uint16 // whose entries are wanted, 0 for none
 }
@@ -86,6 +88,9 @@ func (s survey) questions(links []link) (all []question, gateways []netip.Addr) 
 			continue
 		}
 		all = append(all, question{s.askPCP6, links, i > 0})
+		if s.hole != nil {
+			all = append(all, question{s.askUPnP6, links, i > 0})
+		}
 		for _, l := range links {
 			if !slices.Contains(gateways, l.gateway) {
 				gateways = append(gateways, l.gateway)
@@ -121,33 +126,35 @@ func (s survey) run(ctx context.Context) (Report, error) {
 		})
 	}
 	wg.Wait()
-	six := false // a gateway opens ports over IPv6
+	var six []string // what gateways open ports with over IPv6
 	for i, p := range answers {
 		if !all[i].quiet || p.Gateway.IsValid() {
 			r.Protocols = append(r.Protocols, p)
 		}
-		six = six || p.Internal.Is6() && p.Err == nil
+		if p.Internal.Is6() && p.Err == nil && !slices.Contains(six, p.Name) {
+			six = append(six, p.Name)
+		}
 	}
 	if own := s.pcp.host.ownAddr(netip.IPv4Unspecified()); err == nil || isGlobal(own) { // or on a point-to-point link
 		r.Diagnosis = r.diagnose(own)
 	} else {
 		r.Diagnosis = diagnose(err)
 	}
-	if six {
-		r.Diagnosis = readyOverIPv6(r.Diagnosis)
+	if len(six) > 0 {
+		r.Diagnosis = readyOverIPv6(r.Diagnosis, strings.Join(six, ", "))
 	}
 	return r, ctx.Err()
 }
 
 // readyOverIPv6 is d, which is about IPv4, for a machine whose gateway lets
-// peers in over IPv6.
-func readyOverIPv6(d Diagnosis) Diagnosis {
+// peers in over IPv6, asked in the protocols named.
+func readyOverIPv6(d Diagnosis, names string) Diagnosis {
 	switch d.Code {
 	case "ready", "public":
 	case "no-network", "no-gateway":
-		return Diagnosis{Code: "ready", Summary: "The router lets peers in over IPv6 when asked (pcp); over IPv4 none answered."}
+		return Diagnosis{Code: "ready", Summary: fmt.Sprintf("The router lets peers in over IPv6 when asked (%s); over IPv4 none answered.", names)}
 	default:
-		d.Summary += " Over IPv6 the router lets peers in when asked (pcp)."
+		d.Summary += fmt.Sprintf(" Over IPv6 the router lets peers in when asked (%s).", names)
 	}
 	return d
 }
@@ -163,6 +170,21 @@ func (s survey) askPCP6(ctx context.Context, links []link) ProtocolReport {
 	p := ProtocolReport{Name: s.six.Name(), Gateway: l.gateway, Version: "2", Err: err}
 	if err == nil {
 		p.External = links[0].local
+	}
+	return p
+}
+
+// askUPnP6 looks for a firewall that can be opened.
+func (s survey) askUPnP6(ctx context.Context, links []link) ProtocolReport {
+	p := ProtocolReport{Name: s.hole.Name()}
+	d, err := s.hole.upnp.discover(ctx, "probe", links)
+	if err != nil {
+		p.Err = err
+		return p
+	}
+	p.Gateway, p.Version, p.External = d.device.hit.device, d.urn[strings.LastIndex(d.urn, ":service:")+len(":service:"):], links[0].local
+	if enabled, allowed, err := d.firewallStatus(ctx); err == nil && enabled && !allowed {
+		p.Err = s.hole.fail("probe", p.Gateway, &Error{Kind: Refused, Err: errors.New("the firewall may not be opened")})
 	}
 	return p
 }

@@ -54,7 +54,7 @@ func TestProbe(t *testing.T) {
 			t.Parallel()
 			f := natlab.StartFake(t, c.config)
 			own := []netip.Addr{netip.MustParseAddr("192.168.1.5")}
-			s := survey{testPCP(f), testPMP(f), testUPnP(f), no6, func() []netip.Addr { return own }, 0}
+			s := survey{testPCP(f), testPMP(f), testUPnP(f), no6, nil, func() []netip.Addr { return own }, 0}
 			r, err := s.run(t.Context())
 			if err != nil || len(r.Protocols) != 3 || len(r.Gateways) != 1 || r.Gateways[0] != f.Addr || len(r.Addresses) != 1 {
 				t.Fatalf("%+v, %v", r, err)
@@ -83,7 +83,7 @@ func TestProbe(t *testing.T) {
 
 func TestProbeNoNetwork(t *testing.T) {
 	h := loopbackHost()
-	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), no6, localAddrs, 0}.run(t.Context())
+	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), no6, nil, localAddrs, 0}.run(t.Context())
 	if err != nil || r.Diagnosis.Code != "no-network" || len(r.Protocols) != 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -99,7 +99,7 @@ func TestProbeCancel(t *testing.T) {
 	f := natlab.StartFake(t, natlab.FakeConfig{PCP: mute})
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)
-	_, err := survey{testPCP(f), testPMP(f), testUPnP(f), no6, localAddrs, 0}.run(ctx)
+	_, err := survey{testPCP(f), testPMP(f), testUPnP(f), no6, nil, localAddrs, 0}.run(ctx)
 	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
@@ -121,7 +121,7 @@ func TestProbePort(t *testing.T) {
 		f.SetMapping(9001, natlab.FakeMapping{Client: localIP.String(), Port: 9000, Description: strings.Repeat("ä", 40)})
 		f.SetMapping(9002, natlab.FakeMapping{Client: localIP.String(), Port: 9002})
 		f.SetMapping(9003, natlab.FakeMapping{Client: "127.9.9.9", Port: 9000})
-		r, err := survey{testPCP(f), testPMP(f), testUPnP(f), no6, localAddrs, 9000}.run(t.Context())
+		r, err := survey{testPCP(f), testPMP(f), testUPnP(f), no6, nil, localAddrs, 9000}.run(t.Context())
 		if err != nil || len(r.Protocols) != 3 {
 			t.Fatalf("%+v, %v", r, err)
 		}
@@ -144,7 +144,7 @@ func TestProbePort(t *testing.T) {
 	for port := range uint16(200) {
 		f.SetMapping(20000+port, natlab.FakeMapping{Client: "127.9.9.9", Port: 9000})
 	}
-	r, err := survey{testPCP(f), testPMP(f), testUPnP(f), no6, localAddrs, 9000}.run(t.Context())
+	r, err := survey{testPCP(f), testPMP(f), testUPnP(f), no6, nil, localAddrs, 9000}.run(t.Context())
 	if n := f.Count("soap GetGenericPortMappingEntry"); err != nil || n != maxEntries || len(r.Protocols[2].Entries) != 0 {
 		t.Errorf("%d lines read, %+v, %v", n, r, err)
 	}
@@ -158,7 +158,7 @@ func TestProbeSeveralGateways(t *testing.T) {
 	second := natlab.StartFake(t, natlab.FakeConfig{PCP: goodPCP(), PMP: natlab.FakePMP{Serve: true, External: publicIP}})
 	h := loopbackHost(first.Addr, second.Addr)
 	none := searcher{listen: 50 * time.Millisecond}
-	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, none), no6, localAddrs, 0}.run(t.Context())
+	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, none), no6, nil, localAddrs, 0}.run(t.Context())
 	var got []string
 	for _, p := range r.Protocols {
 		got = append(got, p.Name+" "+p.Gateway.String())
@@ -200,7 +200,7 @@ func TestProbeIPv6(t *testing.T) {
 	six.port = c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 
 	without := loopbackHost() // no way out over IPv4
-	r, err := survey{newPCP(without), newNATPMP(without), newUPnP(without, systemSearcher()), six, localAddrs, 0}.run(t.Context())
+	r, err := survey{newPCP(without), newNATPMP(without), newUPnP(without, systemSearcher()), six, nil, localAddrs, 0}.run(t.Context())
 	if err != nil || r.Diagnosis.Code != "ready" || !strings.Contains(r.Diagnosis.Summary, "IPv6") || !slices.Equal(r.Gateways, []netip.Addr{own}) || len(r.Protocols) != 1 {
 		t.Fatalf("%+v, %v", r, err)
 	}
@@ -208,8 +208,29 @@ func TestProbeIPv6(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: netip.MustParseAddr("192.168.3.4")}})
-	r, err = survey{testPCP(f), testPMP(f), testUPnP(f), six, localAddrs, 0}.run(t.Context())
+	r, err = survey{testPCP(f), testPMP(f), testUPnP(f), six, nil, localAddrs, 0}.run(t.Context())
 	if err != nil || r.Diagnosis.Code != "double-nat" || !strings.Contains(r.Diagnosis.Summary, "Over IPv6") || len(r.Gateways) != 2 || len(r.Protocols) != 4 {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A firewall that UPnP opens, and one that it may not.
+func TestProbeFirewall(t *testing.T) {
+	t.Parallel()
+	for _, allowed := range []bool{true, false} {
+		u := natlab.FakeUPnP{Serve: true, FirewallClosed: !allowed}
+		f := fake6(t, natlab.FakeConfig{UPnP: u})
+		h := loopbackHost()
+		r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), testPCP6(f), testPinhole(f), localAddrs, 0}.run(t.Context())
+		if err != nil || len(r.Protocols) != 2 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		p := r.Protocols[1]
+		if p.Name != "upnp" || p.Version != "WANIPv6FirewallControl:1" || p.Gateway != f.Addr || p.External != local6.Addr() || (p.Err == nil) != allowed {
+			t.Errorf("%+v", p)
+		}
+		if ready := r.Diagnosis.Code == "ready" && strings.Contains(r.Diagnosis.Summary, "(upnp)"); ready != allowed {
+			t.Errorf("%+v", r.Diagnosis)
+		}
 	}
 }

@@ -25,7 +25,7 @@ func TestDoctor(t *testing.T) {
 	}{
 		{"all", Config{}, "", "ready", "2 0 WANIPConnection:2"},
 		{"all, tried", Config{}, "-try", "mapped", "2 0 WANIPConnection:2"},
-		{"IPv6", Config{IPv6: true}, "-try", "mapped", "2 0 WANIPConnection:2 2"},
+		{"IPv6", Config{IPv6: true}, "-try", "mapped", "2 0 WANIPConnection:2 2 WANIPv6FirewallControl:1"},
 		{"NAT-PMP", Config{Daemon: NATPMP, NoPCP: true}, "-try", "mapped", " 0 "},
 		{"UPnP", Config{Daemon: UPnP, IGD1: true}, "-try", "mapped", "  WANIPConnection:1"},
 		{"silent", Config{Daemon: Silence}, "", "no-gateway", "  "},
