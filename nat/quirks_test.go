@@ -17,7 +17,7 @@ import (
 // internal/natlab. TestQuirksAreTested fails when one is not there any more.
 var quirks = []struct{ what, tests string }{
 	// What hurts users.
-	{"1 the router restarts with its UPnP server at another port", "TestUPnPReboot, TestChecks, lab:testReboot, lab:testSilentRebootLong"},
+	{"1 the router restarts with its UPnP server at another port", "TestUPnPReboot, TestUPnPRebootOfMany, TestChecks, lab:testReboot, lab:testSilentRebootLong"},
 	{"2 the line drops, or the machine sleeps, and the mapping is gone", "TestManagerReboot, TestManagerMoves, TestManagerWakes, TestManagerWeeks, lab:testWANDown, lab:testSleep"},
 	{"3 only leases without end (725)", "TestUPnPQuirks/725 only permanent leases, TestUPnPQuirks/725 on IGD2, TestUPnPRemembersPermanent"},
 	{"4 the same said as 402, 501 or a bare 500", "TestUPnPQuirks/402 for 725, TestUPnPQuirks/501 for 725, TestUPnPQuirks/bare 500 for 725"},

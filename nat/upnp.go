@@ -74,14 +74,13 @@ func (u *upnp) Map(ctx context.Context, r Request) (Lease, error) {
 	if err != nil {
 		return Lease{}, u.fail("map", netip.Addr{}, err)
 	}
-	if s := u.remembered(links, r.Previous); s != nil {
+	for s := u.remembered(links, r.Previous); s != nil; s = u.instead(links, s) {
 		l, err := u.mapAt(ctx, s, r)
 		if err == nil || !transport(err) || ctx.Err() != nil {
 			return l, err
 		}
 		// Restarted behind another port, as likely as not: look for it now
 		// and not at the next renewal.
-		u.forget()
 	}
 	s, err := u.discover(ctx, "map", links)
 	if err != nil {
@@ -101,6 +100,22 @@ func (u *upnp) remembered(links []link, prev *Lease) *service {
 			s = t
 		}
 	}
+	return behind(links, s)
+}
+
+// instead is the service to use when s does not answer any more: the one that
+// another lease has found since, if any.
+func (u *upnp) instead(links []link, s *service) *service {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.known == s {
+		u.known = nil
+	}
+	return behind(links, u.known)
+}
+
+// behind is s if it still is behind one of the links, else nil.
+func behind(links []link, s *service) *service {
 	if s == nil || !slices.Contains(links, s.device.hit.link) {
 		return nil
 	}
@@ -376,10 +391,13 @@ func (u *upnp) Unmap(ctx context.Context, l Lease) error {
 	err := u.unmapAt(ctx, s, l)
 	if transport(err) && ctx.Err() == nil {
 		// Restarted since the last renewal: its mapping may have survived.
-		u.forget()
 		if links, e := u.host.links(l.Internal.Addr()); e == nil {
-			if s, e := u.discover(ctx, "unmap", links); e == nil {
-				err = u.unmapAt(ctx, s, l)
+			next := u.instead(links, s)
+			if next == nil {
+				next, _ = u.discover(ctx, "unmap", links)
+			}
+			if next != nil {
+				err = u.unmapAt(ctx, next, l)
 			}
 		}
 	}

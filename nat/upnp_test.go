@@ -387,6 +387,40 @@ func TestUPnPReboot(t *testing.T) {
 	}
 }
 
+// Of several leases at a restarted gateway the first to be renewed finds it
+// again, for all.
+func TestUPnPRebootOfMany(t *testing.T) {
+	t.Parallel()
+	f, u := startUPnP(t, natlab.FakeUPnP{})
+	var leases []Lease
+	for i := range 4 {
+		l, err := u.Map(t.Context(), request(9000+uint16(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		leases = append(leases, l)
+	}
+	f.Reboot(t)
+	read := f.Count("http " + natlab.DescriptionPath)
+	for i := range leases[:3] {
+		r := request(leases[i].Internal.Port())
+		r.Previous = &leases[i]
+		l, err := u.Map(t.Context(), r)
+		if err != nil || l.External.Port() != r.Internal.Port() {
+			t.Errorf("%+v, %v", l, err)
+		}
+		leases[i] = l
+	}
+	for _, l := range leases { // the last of them knows only the old place
+		if err := u.Unmap(t.Context(), l); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := f.Count("http "+natlab.DescriptionPath) - read; n != 1 || f.Mappings() != 0 {
+		t.Errorf("the description was read %d times, %d mappings are left", n, f.Mappings())
+	}
+}
+
 // A port that has gone to somebody else meanwhile is not deleted.
 func TestUPnPUnmapNotOurs(t *testing.T) {
 	t.Parallel()
