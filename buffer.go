@@ -97,7 +97,9 @@ var partialPool = sync.Pool{New: func() any { return new(partial) }}
 func newPartial() *partial { return partialPool.Get().(*partial) }
 
 func (p *partial) free() {
-	p.buf.free()
+	if p.buf != &p.exact {
+		p.buf.free()
+	}
 	*p = partial{}
 	partialPool.Put(p)
 }
@@ -131,12 +133,20 @@ func (p *partial) coming() int {
 const spaceMin = 4 << 10
 
 // space returns room behind the arrived bytes for at most the rest of the
-// frame, growing the buffer up to four times what has arrived.
-func (p *partial) space() []byte {
+// frame, growing the buffer up to four times what has arrived. If that is enough
+// for the whole message and own is set, the new buffer is the program's.
+func (p *partial) space(own bool) []byte {
 	have := p.buf.len()
 	left := p.missing()
 	if p.buf == nil || cap(p.buf.b)-have < min(left, spaceMin) {
-		p.buf = p.buf.grow(have + min(p.coming(), max(3*have, spaceMin)))
+		size := have + min(p.coming(), max(3*have, spaceMin))
+		if own && p.fin && size == have+left {
+			p.exact.b = append(make([]byte, 0, size), p.buf.bytes()...)
+			p.buf.free()
+			p.buf = &p.exact
+		} else {
+			p.buf = p.buf.grow(size)
+		}
 	}
 	free := p.buf.b[have:cap(p.buf.b)]
 	return free[:min(left, len(free))]

@@ -156,7 +156,7 @@ func TestPartialGrowsWithFrames(t *testing.T) {
 				rest := data[frame-p.left:]
 				n := min(len(rest), 10_000)
 				if direct {
-					n = copy(p.space(), rest)
+					n = copy(p.space(false), rest)
 					p.buf.extend(n)
 				} else {
 					p.append([]byte(rest[:n]))

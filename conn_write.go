@@ -532,8 +532,14 @@ func (c *WebSocket) watch() {
 }
 
 func (c *WebSocket) corkLate() {
+	c.mu.Lock()
+	reading := c.lf.reading
+	c.mu.Unlock()
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
+	if reading { // nobody knows when the program reads on
+		c.wr.corking = false
+	}
 	c.flushLocked()
 }
 

@@ -92,6 +92,7 @@ type core struct {
 	part   *partial // the message that is arriving in pieces, or nil
 	client bool     // we dialled: the peer's frames must not be masked
 	stream bool     // the next message is wanted in pieces, as they come
+	own    bool     // messages are to be the program's: claim will be called
 }
 
 // A partial is a message that has begun and is not complete: its earlier
@@ -102,6 +103,7 @@ type partial struct {
 	stream bool    // handed out as it comes: buf stays nil
 	total  int64   // payload length of all frames so far
 	buf    *buffer // the payload that has arrived, unmasked
+	exact  buffer  // what buf points to if it has just the message's size and is not from a pool
 	utf8   utf8Checker
 
 	// The current frame. Between two frames left is 0 and fin false.
@@ -331,7 +333,7 @@ func (c *core) space() []byte {
 	if !c.assembling() || c.part.left < directMin {
 		return nil
 	}
-	return c.part.space()
+	return c.part.space(c.own)
 }
 
 // filled accounts for n bytes read into space.
@@ -339,6 +341,20 @@ func (c *core) filled(n int) event {
 	have := c.part.buf.len()
 	c.part.buf.extend(n)
 	return c.arrived(c.part.buf.bytes()[have:])
+}
+
+// claim returns a message that next or filled has handed out, as the caller's for
+// good: where it lies if it has memory of its own, else a copy.
+func (c *core) claim(data []byte) []byte {
+	if p := c.part; p != nil && p.buf == &p.exact {
+		p.buf = nil
+		return data
+	}
+	own := append(make([]byte, 0, len(data)), data...)
+	if poison {
+		poisonBytes(data)
+	}
+	return own
 }
 
 // release gives the buffer of a message that was handed out, or of one that

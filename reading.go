@@ -33,6 +33,7 @@ func (c *WebSocket) Read(ctx context.Context) (Message, error) {
 		ev := k.full
 		k.full = event{}
 		if ev.kind == evNone && c.skipStream(k) {
+			c.core.own = true
 			ev = c.step()
 		}
 		if ev.kind != evMessage {
@@ -42,10 +43,7 @@ func (c *WebSocket) Read(ctx context.Context) (Message, error) {
 		if c.rd.head {
 			c.dropHead()
 		}
-		m := Message{MessageType(ev.op), append(make([]byte, 0, len(ev.data)), ev.data...)}
-		if poison {
-			poisonBytes(ev.data)
-		}
+		m := Message{MessageType(ev.op), c.core.claim(ev.data)}
 		c.core.release()
 		c.giveBack(k, false)
 		return m, nil
@@ -256,11 +254,17 @@ func (c *WebSocket) borrow(ctx context.Context, k *calls) error {
 }
 
 // giveBack returns the read side. The reader goes on if more bytes are needed,
-// and unless something of the next message is there already.
+// and unless something of the next message is there already. Then what the
+// program sends is collected, as in a callback, until it reads on.
 func (c *WebSocket) giveBack(k *calls, more bool) {
 	s := k.stream
-	atHand := !more && c.rd.verdict == vMore && (s != nil && s.open && (len(s.chunk) > 0 || s.last) ||
-		c.in != nil && int(c.rd.off) < len(c.in.b) && !c.core.assembling() && c.mustWait())
+	next := c.in != nil && int(c.rd.off) < len(c.in.b) && !c.core.assembling() && c.mustWait()
+	atHand := !more && c.rd.verdict == vMore && (next || s != nil && s.open && (len(s.chunk) > 0 || s.last))
+	if atHand && next {
+		c.openCork()
+	} else if c.rd.corked {
+		c.uncork()
+	}
 	c.mu.Lock()
 	c.lf.lent = false
 	c.lf.resume, c.lf.fill = !atHand, more && c.rd.verdict == vMore
