@@ -15,14 +15,15 @@ import (
 type listenFunc func(ctx context.Context, via string, l link, heard func()) error
 
 // Where gateways announce: RFC 6887 §14.1.2 and RFC 6886 §3.2.1, and UPnP Device
-// Architecture 1.1 §1.2.
+// Architecture 1.1 §1.2 and annex A. For IPv6 only the groups of the link.
 var announceGroups = [...]struct {
 	via   []string
 	group netip.AddrPort
+	six   netip.AddrPort             // its like for IPv6
 	make  func() func(b []byte) bool // a fresh judge of what is heard
 }{
-	{[]string{"pcp", "nat-pmp"}, netip.AddrPortFrom(netip.AddrFrom4([4]byte{224, 0, 0, 1}), 5350), func() func([]byte) bool { return announcesEpoch }},
-	{[]string{"upnp"}, netip.AddrPortFrom(netip.AddrFrom4([4]byte{239, 255, 255, 250}), 1900), func() func([]byte) bool { return new(notices).announces }},
+	{[]string{"pcp", "nat-pmp"}, netip.AddrPortFrom(netip.AddrFrom4([4]byte{224, 0, 0, 1}), 5350), netip.AddrPortFrom(netip.IPv6LinkLocalAllNodes(), 5350), func() func([]byte) bool { return announcesEpoch }},
+	{[]string{"upnp"}, netip.AddrPortFrom(netip.AddrFrom4([4]byte{239, 255, 255, 250}), 1900), netip.AddrPortFrom(netip.MustParseAddr("ff02::c"), 1900), func() func([]byte) bool { return new(notices).announces }},
 }
 
 // listenAnnounced is the listenFunc of the system. The sockets are shared with
@@ -31,7 +32,12 @@ var announceGroups = [...]struct {
 func listenAnnounced(ctx context.Context, via string, l link, heard func()) error {
 	for _, g := range announceGroups {
 		if slices.Contains(g.via, via) {
-			c, err := net.ListenMulticastUDP("udp4", interfaceOf(l.local), net.UDPAddrFromAddrPort(g.group))
+			network, group, from := "udp4", g.group, interfaceOf(l.local)
+			if l.local.Is6() {
+				network, group = "udp6", g.six
+				from, _ = net.InterfaceByName(l.gateway.Zone()) // nil = the system's choice
+			}
+			c, err := net.ListenMulticastUDP(network, from, net.UDPAddrFromAddrPort(group))
 			if err != nil {
 				return err
 			}

@@ -267,12 +267,7 @@ func (k *keeper) attune(ctx context.Context) {
 	k.ears = e
 	go func() {
 		defer close(e.gone)
-		err := k.m.listen(listening, e.via, link{gateway: e.gateway, local: e.local}, func() {
-			select {
-			case k.heard <- struct{}{}:
-			default:
-			}
-		})
+		err := k.m.listen(listening, e.via, link{gateway: e.gateway, local: e.local}, k.m.heard)
 		if err != nil && listening.Err() == nil {
 			k.m.log.Debug("cannot hear announcements of the gateway", "err", err) // it is looked after all the same
 		}

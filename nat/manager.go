@@ -253,6 +253,19 @@ func (m *Manager) revise(ctx context.Context, running []*keeper, addrs []netip.A
 	return next
 }
 
+// heard tells all keepers that a gateway has announced something: in a house
+// they have one and the same, and not all announce themselves over IPv6.
+func (m *Manager) heard() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range m.keepers {
+		select {
+		case k.heard <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // forget takes a keeper out of the status.
 func (m *Manager) forget(ctx context.Context, k *keeper) {
 	m.publish(ctx, k, Status{Settled: true})

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -17,6 +19,10 @@ func TestIPv6(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../examples/echo").CombinedOutput(); err != nil {
 		t.Fatalf("building examples/echo: %v\n%s", err, out)
 	}
+	t.Run("Silent", func(t *testing.T) { t.Parallel(); testSilent6(t, bin) })
+	t.Run("CGNAT", func(t *testing.T) { t.Parallel(); testCGNAT6(t, bin) })
+	t.Run("Addresses", func(t *testing.T) { t.Parallel(); testAddresses6(t, bin) })
+	t.Run("Reboot", func(t *testing.T) { t.Parallel(); testReboot6(t, bin) })
 	for _, c := range []struct {
 		name   string
 		config Config
@@ -40,8 +46,8 @@ func TestIPv6(t *testing.T) {
 			}
 			p := l.LAN.Start(t, bin, "-nat", "-v")
 			_, took := p.Await(t, mapLimit, "public "+c.via+" mapped "+url)
-			t.Logf("%.2f s from start to %s", took.Seconds(), url)
-			p.Await(t, mapLimit, "public "+c.via+" mapped ws://"+GatewayWAN.String())
+			_, took4 := p.Await(t, mapLimit, "public "+c.via+" mapped ws://"+GatewayWAN.String())
+			t.Logf("%.2f s from start to %s, %.2f s over IPv4", took.Seconds(), url, took4.Seconds())
 			p.Await(t, listenLimit, "listening")
 			converse(t, l.WAN, url)
 			p.Await(t, time.Second, "public "+c.via+" verified "+url)
@@ -57,4 +63,92 @@ func TestIPv6(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An IPv6 router that says nothing keeps nobody waiting.
+func testSilent6(t *testing.T, echo string) {
+	l := New(t, Config{IPv6: true, Deaf6: true})
+	p := l.LAN.Start(t, echo, "-nat")
+	_, mapped := p.Await(t, mapLimit, "public pcp mapped ws://"+GatewayWAN.String())
+	_, listening := p.Await(t, listenLimit, "listening")
+	t.Logf("%.2f s from start to mapped over IPv4, %.2f s to listening", mapped.Seconds(), listening.Seconds())
+	if listening-mapped > time.Second {
+		t.Errorf("%v until listening, although mapped after %v", listening, mapped)
+	}
+	stopped(t, p, syscall.SIGTERM)
+	noRules(t, l)
+
+	l = New(t, Config{IPv6: true, Daemon: Silence})
+	p = l.LAN.Start(t, echo, "-nat")
+	_, listening = p.Await(t, listenLimit, "listening")
+	t.Logf("%.2f s from start to listening when nobody answers", listening.Seconds())
+	p.Await(t, time.Second, "reachability no-gateway: ")
+}
+
+// Behind a carrier-grade NAT there is still IPv6, and a person is told so.
+func testCGNAT6(t *testing.T, echo string) {
+	l := New(t, Config{IPv6: true, WAN: "100.64.7.8"})
+	p := l.LAN.Start(t, echo, "-nat")
+	url := "ws://" + netip.AddrPortFrom(l.Host6, 9000).String() + "/"
+	p.Await(t, mapLimit, "public pcp mapped "+url)
+	p.Await(t, listenLimit, "listening")
+	told := func(line string) bool {
+		return strings.HasPrefix(line, "reachability cgnat: ") && strings.Contains(line, "Over IPv6 the router lets peers in to ")
+	}
+	for end := time.Now().Add(listenLimit); !slices.ContainsFunc(p.Lines(), told); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody is told of IPv6")
+		}
+	}
+	converse(t, l.WAN, url)
+	stopped(t, p, syscall.SIGTERM)
+	noRules(t, l)
+}
+
+// Addresses come and go while the program runs.
+func testAddresses6(t *testing.T, echo string) {
+	l := New(t, Config{IPv6: true})
+	p := l.LAN.Start(t, echo, "-nat")
+	url := func(a netip.Addr) string { return "ws://" + netip.AddrPortFrom(a, 9000).String() + "/" }
+	p.Await(t, mapLimit, "public pcp mapped "+url(l.Host6))
+	other := l.host6(50)
+	began := time.Now()
+	l.AddAddr6(t, other)
+	p.Await(t, mapLimit, "public pcp mapped "+url(other))
+	t.Logf("%.2f s from a new address to mapped", time.Since(began).Seconds())
+	converse(t, l.WAN, url(other))
+	began = time.Now()
+	l.LAN.Run(t, "ip", "addr", "del", netip.PrefixFrom(l.Host6, 64).String(), "dev", "eth0")
+	p.Await(t, mapLimit, "public pcp lost "+url(l.Host6))
+	t.Logf("%.2f s until an address that is gone is lost", time.Since(began).Seconds())
+	stopped(t, p, syscall.SIGTERM)
+}
+
+// A gateway that starts again announces it over IPv6 too.
+func testReboot6(t *testing.T, echo string) {
+	l := New(t, Config{IPv6: true})
+	p := l.LAN.Start(t, echo, "-nat")
+	p.Await(t, mapLimit, "public pcp mapped ws://"+netip.AddrPortFrom(l.Host6, 9000).String())
+	p.Await(t, listenLimit, "listening")
+	hole := func() bool {
+		for _, rule := range l.Rules(t) {
+			if strings.Contains(rule, "0x20010db800770000") {
+				return true
+			}
+		}
+		return false
+	}
+	if !hole() {
+		t.Fatalf("no rule for IPv6:\n%s", strings.Join(l.Rules(t), "\n"))
+	}
+	time.Sleep(7 * time.Second) // the clock of a gateway that is only seconds old shows no restart (RFC 6887 §8.5)
+	l.Reboot(t)
+	began := time.Now()
+	for !hole() {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("not restored after 10 s")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Logf("%.2f s from an announced reboot to restored over IPv6", time.Since(began).Seconds())
 }
