@@ -202,8 +202,18 @@ func rawClient(t testing.TB, l *WebSocketListener) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	upgradeRaw(t, conn)
+	return conn
+}
+
+// bareHead is what rawClient asks.
+const bareHead = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+	"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+
+// upgradeRaw does the opening handshake by hand.
+func upgradeRaw(t testing.TB, conn net.Conn) {
+	t.Helper()
+	io.WriteString(conn, bareHead)
 	var head []byte
 	for b := make([]byte, 1); !bytes.HasSuffix(head, []byte("\r\n\r\n")); {
 		if _, err := io.ReadFull(conn, b); err != nil {
@@ -214,7 +224,6 @@ func rawClient(t testing.TB, l *WebSocketListener) net.Conn {
 	if !bytes.HasPrefix(head, []byte("HTTP/1.1 101 ")) {
 		t.Fatalf("answer: %q", head)
 	}
-	return conn
 }
 
 // Many peers at once, every method from everywhere.

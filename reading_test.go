@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -67,6 +68,76 @@ func TestRead_OwnsData(t *testing.T) {
 		if string(m.Data) != "Hello" || string(n.Data) != "World" || cap(m.Data) != 5 {
 			t.Errorf("%q (capacity %d), %q", m.Data, cap(m.Data), n.Data)
 		}
+	})
+}
+
+// A large message is read into memory of its own, which is nobody's but the
+// caller's.
+func TestRead_OwnsLargeData(t *testing.T) {
+	onEachUnread(t, testSettings(), func(t *testing.T, c *WebSocket, p peer) {
+		var kept [][]byte
+		for i := range 6 {
+			size := 1<<20 - i%2
+			go p.send(string(clientFrame(0x82, bytes.Repeat([]byte{byte(i)}, size))))
+			m, err := c.Read(t.Context())
+			if err != nil || len(m.Data) != size || cap(m.Data) != size {
+				t.Fatalf("%d bytes, capacity %d, %v", len(m.Data), cap(m.Data), err)
+			}
+			kept = append(kept, m.Data)
+		}
+		for i, data := range kept {
+			if n := bytes.Count(data, []byte{byte(i)}); n != len(data) {
+				t.Errorf("message %d: %d of %d bytes are left", i, n, len(data))
+			}
+		}
+	})
+}
+
+// Replies to what came together leave together, as with callbacks.
+func TestRead_Cork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := memnet.Pipe(0)
+		c := accepted(testSettings(), ours, true)
+		p := peer{t, theirs}
+		p.send(strings.Repeat(maskedHello, 64))
+		go c.run()
+		go func() {
+			for m, err := range c.Messages(t.Context()) {
+				if err != nil || c.Send(m) != nil {
+					return
+				}
+			}
+		}()
+		p.want("64 replies", strings.Repeat(hello, 64))
+		if n := ours.Writes(); n > 2 {
+			t.Errorf("%d writes for 64 replies", n)
+		}
+		theirs.Close()
+		<-c.Done()
+	})
+}
+
+// A program that does not read on holds the first message it sends back for 2 ms
+// at most, and no later one.
+func TestRead_CorkEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := memnet.Pipe(0)
+		c := accepted(testSettings(), ours, true)
+		p := peer{t, theirs}
+		p.send(maskedHello, maskedHello)
+		go c.run()
+		wantRead(t, c, Text, "Hello")
+		for i, want := range []time.Duration{corkDelay, 0, 0} {
+			start := time.Now()
+			c.SendText("Hello")
+			p.want("what was sent", hello)
+			if d := time.Since(start); d != want {
+				t.Errorf("message %d came after %v, want %v", i, d, want)
+			}
+		}
+		wantRead(t, c, Text, "Hello")
+		theirs.Close()
+		<-c.Done()
 	})
 }
 
@@ -341,8 +412,9 @@ func TestNoAllocations_Read(t *testing.T) {
 		t.Skip("the race detector allocates; the test command runs this without it too")
 	}
 	for _, tr := range transports {
-		for _, size := range []int{125, 16 << 10, 200 << 10} {
+		for _, size := range []int{125, 16 << 10, 200 << 10, 1 << 20} {
 			t.Run(fmt.Sprintf("%s/%d", tr.name, size), func(t *testing.T) {
+				defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection empties the pools
 				ours, theirs, portable := tr.pair(t)
 				c := accepted(testSettings(), ours, portable)
 				go c.run()
