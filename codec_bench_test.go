@@ -95,21 +95,34 @@ func repeated(s string) string {
 	return strings.Repeat(s, n) + strings.Repeat(".", size-n*len(s))
 }
 
-// A whole frame, and the same text in pieces of 1,000 bytes, which is how a
-// fragmented message comes.
+// A whole frame, beside the standard library, and the same text in pieces of 1,000
+// bytes, which is how a fragmented message comes.
 func BenchmarkUTF8(b *testing.B) {
 	for _, t := range benchmarkTexts {
-		p := []byte(t.text)
-		b.Run("whole/"+t.name, func(b *testing.B) {
-			b.SetBytes(int64(len(p)))
-			b.ReportAllocs()
-			for b.Loop() {
-				if !utf8.Valid(p) {
-					b.Fatal("not valid")
+		for _, way := range []struct {
+			name  string
+			valid func([]byte) bool
+		}{{"ours", validUTF8}, {"std", utf8.Valid}} {
+			for _, size := range []int{32, 125, 1 << 10, 16 << 10} {
+				text := t.text
+				if size < len(text) {
+					text = strings.ToValidUTF8(text[:size], "")
+					text += strings.Repeat(".", size-len(text))
 				}
+				p := []byte(text)
+				b.Run(fmt.Sprintf("%s/%s/size=%d", t.name, way.name, size), func(b *testing.B) {
+					b.SetBytes(int64(len(p)))
+					b.ReportAllocs()
+					for b.Loop() {
+						if !way.valid(p) {
+							b.Fatal("not valid")
+						}
+					}
+				})
 			}
-		})
-		b.Run("pieces/"+t.name, func(b *testing.B) {
+		}
+		p := []byte(t.text)
+		b.Run(t.name+"/pieces", func(b *testing.B) {
 			b.SetBytes(int64(len(p)))
 			b.ReportAllocs()
 			for b.Loop() {

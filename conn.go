@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unicode/utf8"
 	"unsafe"
 )
 
@@ -523,7 +522,7 @@ func checkOutgoing(m Message) (opcode, error) {
 	case Binary:
 		return opBinary, nil
 	case Text:
-		if !utf8.Valid(m.Data) {
+		if !validUTF8(m.Data) {
 			return 0, errTextUTF8
 		}
 		return opText, nil

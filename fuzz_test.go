@@ -220,3 +220,28 @@ func FuzzMessage(f *testing.F) {
 		}
 	})
 }
+
+// FuzzUTF8: validUTF8 and utf8Checker agree with the standard library, wherever the
+// bytes lie in a text, and wherever it is cut in two.
+func FuzzUTF8(f *testing.F) {
+	for _, seed := range []string{
+		"", "a", "я", "€", "😀", "\xff", "\xc0\xaf", "\xe0\x80\xaf", "\xed\xa0\x80", "\xf0\x80\x80\xaf", "\xf4\x90\x80\x80",
+		"\xf0\x9f\x98", strings.Repeat("a", 130) + "\x80", strings.Repeat("я", 70), strings.Repeat("€😀", 30), strings.Repeat("Zwölf Boxkämpfer ", 20),
+	} {
+		f.Add([]byte(seed), uint8(0), uint8(0), uint16(1))
+		f.Add([]byte(seed), uint8(31), uint8(33), uint16(40))
+	}
+	around := []byte(strings.Repeat("a", 256))
+	f.Fuzz(func(t *testing.T, b []byte, before, behind uint8, cut uint16) {
+		p := slices.Concat(around[:before], b, around[:behind])
+		want := utf8.Valid(p)
+		if validUTF8(p) != want {
+			t.Fatalf("% x: valid is %v", p, !want)
+		}
+		var u utf8Checker
+		n := min(int(cut), len(p))
+		if got := u.write(p[:n]) && u.write(p[n:]) && u.complete(); got != want {
+			t.Fatalf("% x | % x: valid is %v", p[:n], p[n:], got)
+		}
+	})
+}

@@ -160,7 +160,7 @@ func (c *core) next(b []byte) (ev event, n int) {
 		mask(b, key, 0)
 	}
 	n += length
-	if op == opText && !utf8.Valid(b) {
+	if op == opText && !validUTF8(b) {
 		return event{kind: evFail, err: errUTF8}, n
 	}
 	return event{kind: evMessage, op: op, data: b}, n
@@ -199,7 +199,7 @@ func (c *core) general(b []byte) (ev event, n int) {
 		if h.masked {
 			mask(p, h.key, 0)
 		}
-		if h.op == opText && !utf8.Valid(p) {
+		if h.op == opText && !validUTF8(p) {
 			return event{kind: evFail, err: errUTF8}, 0
 		}
 		return event{kind: evMessage, op: h.op, data: p}, int(end)

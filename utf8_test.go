@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -153,6 +154,116 @@ func TestSection8_1_UTF8_EmptyPieces(t *testing.T) {
 	}
 }
 
+// Whole texts may be checked in blocks (utf8_amd64.s): what is right or wrong must be so
+// at every place in them.
+
+// wantValid checks validUTF8's verdict on p.
+func wantValid(t *testing.T, p []byte, want bool) {
+	t.Helper()
+	if validUTF8(p) != want {
+		t.Fatalf("%d bytes, % x: valid is %v", len(p), p, !want)
+	}
+}
+
+// surroundings are texts that put ASCII or characters of two, three and four
+// bytes around what is tested.
+var surroundings = []string{
+	strings.Repeat("a", 360),
+	strings.Repeat("я", 180),
+	strings.Repeat("€", 120),
+	strings.Repeat("😀", 90),
+}
+
+// Section 8.1: every pair of bytes at every offset in two blocks, and more text
+// behind it.
+func TestSection8_1_UTF8_AllPairsAtAllOffsets(t *testing.T) {
+	for _, s := range surroundings {
+		around := []byte(s)
+		size := len(string([]rune(s)[:1]))
+		for at := size * (64 / size); at >= 0; at -= size {
+			p := slices.Concat(around[:at], []byte("??"), around[:size*(150/size)])
+			for pair := range 1 << 16 {
+				a, b := byte(pair>>8), byte(pair)
+				p[at], p[at+1] = a, b
+				want := utf8.Valid(p[at : at+2])
+				if validUTF8(p) != want {
+					t.Fatalf("% x at %d among %q: valid is %v", p[at:at+2], at, s[:size], !want)
+				}
+			}
+		}
+	}
+}
+
+// Every three bytes, each time at another offset, and every two with two border
+// bytes behind them.
+func TestSection8_1_UTF8_AllTriplesInsideBlocks(t *testing.T) {
+	p := []byte(strings.Repeat("a", 160))
+	at := 0
+	check := func(s ...byte) {
+		at = (at + 1) % 64
+		copy(p[at:], s)
+		if want := utf8.Valid(s); validUTF8(p) != want {
+			t.Fatalf("% x at %d: valid is %v", s, at, !want)
+		}
+		for i := range s {
+			p[at+i] = 'a'
+		}
+	}
+	for i := range 1 << 16 {
+		a, b := byte(i>>8), byte(i)
+		for c := range 256 {
+			check(a, b, byte(c))
+		}
+		for _, c := range []byte("\x00\x7f\x80\xbf\xc0\xff") {
+			for _, d := range []byte("\x00\x7f\x80\xbf\xc0\xff") {
+				check(a, b, c, d)
+			}
+		}
+	}
+}
+
+// Faults of every class, and the characters next to them, at every offset of eleven
+// blocks, among ASCII and among characters of each size, at the end of the text and
+// before more of it.
+func TestSection8_1_UTF8_FaultsAtAllOffsets(t *testing.T) {
+	for _, tt := range []struct {
+		s     string
+		valid bool
+	}{
+		{"\x7f", true}, {"\u0080", true}, {"\u07ff", true}, {"\u0800", true}, {"\ud7ff", true},
+		{"\ue000", true}, {"\uffff", true}, {"\U00010000", true}, {"\U0010ffff", true},
+		{"\x80", false}, {"\xbf", false}, {"я\x80", false}, {"€\x80", false}, {"😀\x80", false}, // stray
+		{"\xc0\x80", false}, {"\xc1\xbf", false}, // overlong
+		{"\xe0\x80\x80", false}, {"\xe0\x9f\xbf", false},
+		{"\xf0\x80\x80\x80", false}, {"\xf0\x8f\xbf\xbf", false},
+		{"\xed\xa0\x80", false}, {"\xed\xbf\xbf", false}, // surrogates
+		{"\xf4\x90\x80\x80", false}, {"\xf5\x80\x80\x80", false}, {"\xf7\xbf\xbf\xbf", false}, // too large
+		{"\xf8\x88\x80\x80\x80", false}, {"\xfc\x84\x80\x80\x80\x80", false}, {"\xfe", false}, {"\xff", false},
+		{"\xd1", false}, {"\xe2", false}, {"\xe2\x82", false}, // cut off
+		{"\xf0", false}, {"\xf0\x9f", false}, {"\xf0\x9f\x98", false},
+	} {
+		for _, s := range surroundings {
+			size := len(string([]rune(s)[:1]))
+			for at := 0; at < 352; at += size {
+				for _, behind := range []int{0, 1, 3, 31, 32, 64, 130, 200} {
+					behind -= behind % size
+					wantValid(t, slices.Concat([]byte(s[:at]), []byte(tt.s), []byte(s[:behind])), tt.valid)
+				}
+			}
+		}
+	}
+}
+
+// Every part of a text, which cuts it everywhere on both sides.
+func TestSection8_1_UTF8_AllCuts(t *testing.T) {
+	text := []byte(strings.Repeat("x€aя😀", 12) + strings.Repeat("a", 140) + strings.Repeat("я€😀", 16))
+	for from := range text {
+		for to := from; to <= len(text); to++ {
+			wantValid(t, text[from:to], utf8.Valid(text[from:to]))
+		}
+	}
+}
+
 func TestUTF8Allocations(t *testing.T) {
 	text := []byte("aé€😀aé€😀")
 	wantNoAllocs(t, "utf8Checker", func() {
@@ -160,4 +271,6 @@ func TestUTF8Allocations(t *testing.T) {
 		u.write(text[:9])
 		u.write(text[9:])
 	})
+	long := []byte(surroundings[1])
+	wantNoAllocs(t, "validUTF8", func() { validUTF8(long) })
 }

@@ -17,6 +17,7 @@ require (
 	github.com/huin/goupnp v1.3.1 // indirect
 	github.com/klauspost/compress v1.17.9 // indirect
 	golang.org/x/sync v0.24.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
 )
 
 replace github.com/peerws/peerws => ../
