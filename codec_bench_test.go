@@ -217,7 +217,7 @@ func BenchmarkHandshakeCodec(b *testing.B) {
 				if r != nil {
 					b.Fatal(r)
 				}
-				out = o.appendAnswer(out[:0], nil)
+				out = o.appendAnswer(out[:0], nil, protocols)
 				h.free()
 			}
 		})

@@ -58,14 +58,13 @@ type WebSocket struct {
 	// or need for a moment, lies in rare, calls, backlog and in pooled memory.
 
 	// Set before the socket is open, then immutable.
-	set      *settings
-	owner    *WebSocketListener // nil on the dialled side
-	conn     net.Conn
-	raw      syscall.RawConn // nil on the portable path
-	readFn   func(fd uintptr) bool
-	protocol *string // nil: none
-	where    string  // host and target of the opening request; "" if there was none
-	ipKey    ipKey   // what the owner counts the connection under
+	set    *settings
+	owner  *WebSocketListener // nil on the dialled side
+	conn   net.Conn
+	raw    syscall.RawConn // nil on the portable path
+	readFn func(fd uintptr) bool
+	where  string // host and target of the opening request; "" if there was none
+	ipKey  ipKey  // what the owner counts the connection under
 
 	state      atomic.Uint32 // a ReadyState, moved by setState only
 	aborted    atomic.Bool   // the transport is being torn down
@@ -87,7 +86,9 @@ type WebSocket struct {
 		last    bool    // the read before filled all it was given (portable path)
 		head    bool    // the opening request's headers are still held
 		corked  bool    // the write side collects
-		err     error
+
+		protocol int16 // number of the subprotocol in owner.protocols, from 1, or 0; immutable, here is room
+		err      error
 	}
 
 	// Write side.
@@ -101,7 +102,7 @@ type WebSocket struct {
 
 // life is what a socket's events and callbacks need.
 type life struct {
-	head    *buffer // of the opening request, until the first message; nil if there is none
+	head    string // of the opening request, what head.keep has kept, until the first message
 	onClose func(*WebSocket, CloseEvent)
 	x       *rare // nil until needed: rareLocked makes it, seldom reads it
 
@@ -134,6 +135,7 @@ type rare struct {
 	pingID    uint64
 	parsed    *http.Request // the opening request, until the first message, or for good once asked for
 	asked     bool
+	protocol  string             // of a dialled socket
 	clock     *clock             // of a dialled socket
 	cancel    context.CancelFunc // of a dial that is going on
 	readUntil time.Time          // the reader's own deadline
@@ -279,10 +281,15 @@ func (c *WebSocket) URL() string {
 
 // Protocol returns the subprotocol agreed on, "" if none.
 func (c *WebSocket) Protocol() string {
-	if c.ReadyState() == Connecting || c.protocol == nil {
+	switch {
+	case c.ReadyState() == Connecting:
 		return ""
+	case c.rd.protocol > 0:
+		return c.owner.protocols[c.rd.protocol-1]
 	}
-	return *c.protocol
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.seldom().protocol
 }
 
 // Extensions returns the extensions in use, as in Sec-WebSocket-Extensions.
@@ -323,9 +330,9 @@ func (c *WebSocket) Request() *http.Request {
 func (c *WebSocket) requestLocked(remote string) *http.Request {
 	slash := max(strings.IndexByte(c.where, '/'), 0)
 	host, target := c.where[:slash], c.where[slash:]
-	if c.lf.head != nil {
-		c.rareLocked().parsed = readRequest(restore(host, target, c.lf.head.b), remote, tlsState(c.conn))
-		c.freeHeadLocked()
+	if c.lf.head != "" {
+		c.rareLocked().parsed = readRequest(restore(host, target, c.lf.head), remote, tlsState(c.conn))
+		c.lf.head = ""
 	}
 	if x := c.seldom(); x.parsed != nil {
 		x.asked = true
@@ -342,16 +349,11 @@ func (c *WebSocket) requestLocked(remote string) *http.Request {
 func (c *WebSocket) dropHead() {
 	c.rd.head = false
 	c.mu.Lock()
-	c.freeHeadLocked()
+	c.lf.head = ""
 	if x := c.lf.x; x != nil && !x.asked {
 		x.parsed = nil
 	}
 	c.mu.Unlock()
-}
-
-func (c *WebSocket) freeHeadLocked() {
-	c.lf.head.free()
-	c.lf.head = nil
 }
 
 // OnOpen sets what runs once when the socket is OPEN. On a socket that is, such

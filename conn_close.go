@@ -259,7 +259,7 @@ func (c *WebSocket) end() {
 	c.runTasks()
 	c.mu.Lock()
 	clock := c.seldom().clock
-	c.freeHeadLocked()
+	c.lf.head = ""
 	c.setState(Closed)
 	c.wakeReadLocked()
 	onError, onClose, ev := c.seldom().onError, c.lf.onClose, c.eventLocked()

@@ -350,7 +350,9 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 		return nil, herr
 	}
 	if protocol != "" {
-		c.protocol = &protocol
+		c.mu.Lock()
+		c.rareLocked().protocol = protocol
+		c.mu.Unlock()
 	}
 	if rest := b.b[size:]; len(rest) > 0 {
 		early = newBuffer(len(rest))

@@ -79,20 +79,20 @@ func FuzzHandshake(f *testing.F) {
 		if key != string(o.key) {
 			t.Fatalf("net/http reads the key %q, we %q", key, o.key)
 		}
-		if offered := strings.Join(r.Header.Values("Sec-WebSocket-Protocol"), ","); !strings.Contains(offered, o.chosen()) {
-			t.Fatalf("%q was chosen of %q", o.chosen(), offered)
+		if offered := strings.Join(r.Header.Values("Sec-WebSocket-Protocol"), ","); !strings.Contains(offered, chosen(o, protocols)) {
+			t.Fatalf("%q was chosen of %q", chosen(o, protocols), offered)
 		}
 
-		answer := o.appendAnswer(nil, nil)
+		answer := o.appendAnswer(nil, nil, protocols)
 		a, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(answer)), r)
-		if err != nil || a.StatusCode != http.StatusSwitchingProtocols || a.Header.Get("Sec-WebSocket-Accept") != acceptKey(key) || a.Header.Get("Sec-WebSocket-Protocol") != o.chosen() {
+		if err != nil || a.StatusCode != http.StatusSwitchingProtocols || a.Header.Get("Sec-WebSocket-Accept") != acceptKey(key) || a.Header.Get("Sec-WebSocket-Protocol") != chosen(o, protocols) {
 			t.Fatalf("%q: %v", answer, err)
 		}
 		var offer []string
-		if o.protocol != nil {
-			offer = []string{o.chosen()}
+		if o.protocol > 0 {
+			offer = []string{chosen(o, protocols)}
 		}
-		if protocol, err := checkResponse(answer, acceptKey(key), offer); err != nil || protocol != o.chosen() {
+		if protocol, err := checkResponse(answer, acceptKey(key), offer); err != nil || protocol != chosen(o, protocols) {
 			t.Fatalf("our dialler says %v to %q", err, answer)
 		}
 
@@ -101,23 +101,22 @@ func FuzzHandshake(f *testing.F) {
 		if refused != nil || !bytes.Equal(again.host, o.host) || !bytes.Equal(again.target, o.target) || again.protocol != o.protocol {
 			t.Fatalf("by way of net/http: %v, %+v, want %+v", refused, again, o)
 		}
-		if other := again.appendAnswer(nil, nil); !bytes.Equal(other, answer) {
+		if other := again.appendAnswer(nil, nil, protocols); !bytes.Equal(other, answer) {
 			t.Fatalf("by way of net/http %q, want %q", other, answer)
 		}
 		kept := h.keep(raw)
-		if q := readRequest(restore(string(o.host), string(o.target), kept.b), "a", nil); q == nil || q.Host != r.Host || q.RequestURI != r.RequestURI || !maps.EqualFunc(q.Header, r.Header, slices.Equal[[]string]) {
-			t.Fatalf("Request has %v, want %v, kept is %q", q, r, kept.b)
+		if q := readRequest(restore(string(o.host), string(o.target), kept), "a", nil); q == nil || q.Host != r.Host || q.RequestURI != r.RequestURI || !maps.EqualFunc(q.Header, r.Header, slices.Equal[[]string]) {
+			t.Fatalf("Request has %v, want %v, kept is %q", q, r, kept)
 		}
-		kept.free()
 
 		// And another implementation, where it understands the request at all.
 		var theirs bytes.Buffer
-		u := ws.Upgrader{ReadBufferSize: max(len(raw), 512), Protocol: func(p []byte) bool { return string(p) == o.chosen() }}
+		u := ws.Upgrader{ReadBufferSize: max(len(raw), 512), Protocol: func(p []byte) bool { return string(p) == chosen(o, protocols) }}
 		rw := struct {
 			io.Reader
 			io.Writer
 		}{bytes.NewReader(raw), &theirs}
-		if hs, err := u.Upgrade(rw); err == nil && hs.Protocol == o.chosen() && !bytes.Equal(theirs.Bytes(), answer) {
+		if hs, err := u.Upgrade(rw); err == nil && hs.Protocol == chosen(o, protocols) && !bytes.Equal(theirs.Bytes(), answer) {
 			t.Fatalf("gobwas/ws answers %q, we %q", theirs.Bytes(), answer)
 		}
 	})

@@ -103,8 +103,8 @@ func (h *head) wantsUpgrade() bool { return h.hasToken("Upgrade", "websocket") }
 
 // An opening is what an accepted request has settled.
 type opening struct {
-	host, target []byte  // windows into the head, like key
-	protocol     *string // one of the listener's, or nil
+	host, target []byte // windows into the head, like key
+	protocol     int    // index in the listener's and 1, or 0
 	key          []byte
 }
 
@@ -198,10 +198,11 @@ func validKey(v []byte) bool {
 	return err == nil && n == 16
 }
 
-// chooseProtocol returns the first of ours that is offered. Comparison is exact
+// chooseProtocol returns the number of the first of ours that is offered, counted
+// from 1; 0 is none. Comparison is exact
 // (RFC 6455 §4.2.2). A listener with protocols refuses a peer that offers only
 // others, but takes one that offers none.
-func chooseProtocol(h *head, ours []string) (*string, *refusal) {
+func chooseProtocol(h *head, ours []string) (int, *refusal) {
 	offers := 0
 	best := len(ours)
 	var seen [16][]byte
@@ -212,11 +213,11 @@ func chooseProtocol(h *head, ours []string) (*string, *refusal) {
 		for v := range bytes.SplitSeq(f.value, []byte(",")) {
 			v = bytes.Trim(v, " \t")
 			if !isTokens(v) {
-				return nil, errProtocols
+				return 0, errProtocols
 			}
 			for _, s := range seen[:min(offers, len(seen))] { // §4.1: all unique
 				if bytes.Equal(s, v) {
-					return nil, errProtocols
+					return 0, errProtocols
 				}
 			}
 			if offers < len(seen) {
@@ -233,11 +234,11 @@ func chooseProtocol(h *head, ours []string) (*string, *refusal) {
 	}
 	switch {
 	case best < len(ours):
-		return &ours[best], nil
+		return best + 1, nil
 	case offers > 0 && len(ours) > 0:
-		return nil, errNoProtocol
+		return 0, errNoProtocol
 	}
-	return nil, nil
+	return 0, nil
 }
 
 // checkProtocols holds a program's protocols against the standard: tokens, no
@@ -260,12 +261,12 @@ const answerSize = 256
 
 // appendAnswer appends the response to an accepted request (RFC 6455 §4.2.2),
 // with the rendered header lines of the program's behind its own.
-func (o *opening) appendAnswer(b, header []byte) []byte {
+func (o *opening) appendAnswer(b, header []byte, protocols []string) []byte {
 	b = append(b, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
 	b = appendAccept(b, o.key)
-	if o.protocol != nil {
+	if o.protocol > 0 {
 		b = append(b, "\r\nSec-WebSocket-Protocol: "...)
-		b = append(b, *o.protocol...)
+		b = append(b, protocols[o.protocol-1]...)
 	}
 	b = append(b, "\r\n"...)
 	b = append(b, header...)
@@ -309,17 +310,16 @@ func checkHeader(what string, h http.Header, own ...string) error {
 // what is kept of it, as are the first line and Host, which WebSocket.where has.
 const usualFields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
 
-// keep returns a copy of what of the accepted request, whose head is b, cannot be
-// told without it: its unusual fields, or all of it.
-func (h *head) keep(b []byte) *buffer {
+// keep returns what of the accepted request, whose head is b, cannot be told
+// without it: its unusual fields, or all of it.
+func (h *head) keep(b []byte) string {
 	upgrade, upgrades := h.get("Upgrade")
 	connection, connections := h.get("Connection")
 	if upgrades != 1 || connections != 1 || string(upgrade) != "websocket" || string(connection) != "Upgrade" {
-		f := newBuffer(len(b))
-		f.b = append(f.b, b...)
-		return f
+		return string(b)
 	}
-	f := newBuffer(max(len(b)-len(usualFields)-len("GET / HTTP/1.1\r\nHost: \r\n\r\n")-len(h.target), 1))
+	f := newBuffer(2 * len(b))
+	defer f.free()
 	for _, l := range h.fields {
 		switch {
 		case l.is("Host"), l.is("Upgrade"), l.is("Connection"), l.is("Sec-WebSocket-Version"):
@@ -330,20 +330,20 @@ func (h *head) keep(b []byte) *buffer {
 		f.b = append(f.b, l.value...)
 		f.b = append(f.b, "\r\n"...)
 	}
-	return f
+	return string(f.b)
 }
 
 // restore returns the head of which keep has returned kept.
-func restore(host, target string, kept []byte) []byte {
-	if bytes.HasPrefix(kept, []byte("GET ")) { // all of it: a field name has no space
+func restore(host, target, kept string) string {
+	if strings.HasPrefix(kept, "GET ") { // all of it: a field name has no space
 		return kept
 	}
-	return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n%s%s\r\n", target, host, usualFields, kept)
+	return fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\n%s%s\r\n", target, host, usualFields, kept)
 }
 
 // readRequest returns the opening request as net/http reads it, nil if it cannot.
-func readRequest(head []byte, remote string, secure *tls.ConnectionState) *http.Request {
-	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
+func readRequest(head string, remote string, secure *tls.ConnectionState) *http.Request {
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(head)))
 	if err != nil {
 		return nil
 	}

@@ -49,11 +49,11 @@ func judge(s string, protocols ...string) (*head, opening, *refusal) {
 }
 
 // chosen returns the subprotocol, "" if there is none.
-func (o *opening) chosen() string {
-	if o.protocol == nil {
+func chosen(o opening, protocols []string) string {
+	if o.protocol == 0 {
 		return ""
 	}
-	return *o.protocol
+	return protocols[o.protocol-1]
 }
 
 // openPort starts a listener on loopback. When the test ends it is shut down,
@@ -371,8 +371,8 @@ func TestSection4_2_2_Answer(t *testing.T) {
 			t.Errorf("%s: %v", c.name, r)
 			continue
 		}
-		if o.chosen() != c.protocol {
-			t.Errorf("%s: protocol %q, want %q", c.name, o.chosen(), c.protocol)
+		if got := chosen(o, []string{"chat", "superchat"}); got != c.protocol {
+			t.Errorf("%s: protocol %q, want %q", c.name, got, c.protocol)
 		}
 		want := switching
 		if c.protocol != "" {
@@ -383,7 +383,7 @@ func TestSection4_2_2_Answer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := o.appendAnswer(nil, l.header); string(got) != want+lines+"\r\n" {
+			if got := o.appendAnswer(nil, l.header, []string{"chat", "superchat"}); string(got) != want+lines+"\r\n" {
 				t.Errorf("%s: %q", c.name, got)
 			}
 		}
@@ -411,7 +411,7 @@ func TestSection4_2_2_Subprotocols(t *testing.T) {
 			lines = "Sec-WebSocket-Protocol: " + c.offered + "\r\n"
 		}
 		_, o, r := judge(add(lines), strings.Fields(c.ours)...)
-		got := o.chosen()
+		got := chosen(o, strings.Fields(c.ours))
 		if r == errNoProtocol {
 			got = "refused"
 		} else if r != nil {

@@ -99,7 +99,8 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 
 // newSocket makes the socket of an accepted request, without its transport.
 func (l *WebSocketListener) newSocket(o *opening, key ipKey) *WebSocket {
-	c := &WebSocket{set: l.set, owner: l, protocol: o.protocol, ipKey: key}
+	c := &WebSocket{set: l.set, owner: l, ipKey: key}
+	c.rd.protocol = int16(o.protocol)
 	c.rd.head = true
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -138,13 +139,12 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	err := l.authorized(c)
 	if err == nil {
 		b := newBuffer(answerSize + len(l.header))
-		b.b = o.appendAnswer(b.b, l.header)
+		b.b = o.appendAnswer(b.b, l.header, l.protocols)
 		_, err = conn.Write(b.b)
 		b.free()
 	}
 	if err != nil {
 		early.free()
-		c.lf.head.free()
 		l.unreserve() // before the peer is given time to read why
 		l.refuse(conn, err)
 		l.leave(a.key)

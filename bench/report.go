@@ -250,5 +250,5 @@ var method = []string{
 	"Bun and node are programs of one thread; GOMAXPROCS says nothing to them.",
 	"Compression is off everywhere; text is checked to be UTF-8, by the library or, where it does not, by the program.",
 	"Connections with a message in flight: 32 (up to 1 KiB and at the fixed rate), 16 (16 KiB, pipelined, handshakes), 4 (1 MiB).",
-	"Idle: a fresh process, one message of 125 B on every connection, two seconds of silence, then what the process has in RAM (smaps_rollup) less what it had before, by connections. After a collection: runtime.GC and debug.FreeOSMemory were called.",
+	"Idle: a fresh process in which ten connections have come and gone, so that code and tables are there; then one message of 125 B on every connection, two seconds of silence, then what the process has in RAM (smaps_rollup) less what it had before, by connections. After a collection: runtime.GC and debug.FreeOSMemory were called.",
 }

@@ -325,6 +325,29 @@ func (b *bench) idleOnce(c *contestant, w workload, cpus []int) (s sample, err e
 		return s, err
 	}
 	defer p.stop()
+	request, reply := w.request(c.raw)
+	connect := func(n int) (closeAll func(), err error) {
+		if w.tls {
+			return openTLS(p.port, n, request, reply)
+		}
+		d, err := open(p.port, n)
+		if err != nil {
+			return nil, err
+		}
+		d.request, d.reply, d.messages = request, reply, 1
+		if _, err := d.echo(0); err != nil {
+			d.close()
+			return nil, err
+		}
+		return d.close, nil
+	}
+	// Code that runs for the first time, tables and pools are no connection's.
+	closeAll, err := connect(min(10, w.conns))
+	if err != nil {
+		return s, err
+	}
+	closeAll()
+	time.Sleep(b.settle / 10)
 	empty, err := p.ask("stats")
 	if err != nil {
 		return s, err
@@ -333,24 +356,10 @@ func (b *bench) idleOnce(c *contestant, w workload, cpus []int) (s sample, err e
 	if err != nil {
 		return s, err
 	}
-	request, reply := w.request(c.raw)
-	if w.tls {
-		closeAll, err := openTLS(p.port, w.conns, request, reply)
-		if err != nil {
-			return s, err
-		}
-		defer closeAll()
-	} else {
-		d, err := open(p.port, w.conns)
-		if err != nil {
-			return s, err
-		}
-		defer d.close()
-		d.request, d.reply, d.messages = request, reply, 1
-		if _, err := d.echo(0); err != nil {
-			return s, err
-		}
+	if closeAll, err = connect(w.conns); err != nil {
+		return s, err
 	}
+	defer closeAll()
 	time.Sleep(b.settle)
 	each := func(n, less uint64) float64 { return (float64(n) - float64(less)) / float64(w.conns) }
 	now, err := p.memory()
