@@ -278,7 +278,14 @@ func (p *pcp) Unmap(ctx context.Context, l Lease) error {
 	}
 	at := link{gateway: l.Gateway, local: l.Internal.Addr()}
 	q := pcpRequest{opcode: pcpMap, client: at.local, mapping: pcpMapping{nonce: nonce, protocol: protocolTCP, internal: l.Internal.Port()}}
-	if err := p.delete(ctx, at, p.call, q); err != nil {
+	err := p.delete(ctx, at, p.call, q)
+	if at.local.Is6() && kindOf(err) == Refused && ctx.Err() == nil {
+		// miniupnpd 2.3.1 lets nobody delete a pinhole that was renewed, but takes
+		// another renewal: so it ends with the shortest life there is.
+		q.lifetime, q.mapping.external = 1, l.External
+		_, _ = p.ask(ctx, at, p.call, q)
+	}
+	if err != nil {
 		return p.fail("unmap", at, err)
 	}
 	return nil

@@ -315,3 +315,23 @@ func TestCheckLocation6(t *testing.T) {
 		t.Error("loopback")
 	}
 }
+
+// A gateway that deletes nothing is told to let it end soon.
+func TestPCP6RefusedDelete(t *testing.T) {
+	t.Parallel()
+	f := fake6(t, natlab.FakeConfig{PCP: natlab.FakePCP{Serve: true, External: netip.IPv6Loopback(), Edit: func(b []byte) []byte {
+		if b[1] == 0x81 && [4]byte(b[4:8]) == [4]byte{} {
+			b[3] = 2
+		}
+		return b
+	}}})
+	p := testPCP6(f)
+	l, err := p.Map(t.Context(), request6())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, p.Unmap(t.Context(), l), Refused, 2)
+	if m, ok := f.Mapping(9000); !ok || m.Lease != 1 || m.Nonce != [12]byte(l.token.(pcpNonce)) {
+		t.Errorf("the gateway has %+v", m)
+	}
+}

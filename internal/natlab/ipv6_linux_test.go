@@ -2,6 +2,7 @@ package natlab
 
 import (
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -151,4 +152,37 @@ func testReboot6(t *testing.T, echo string) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	t.Logf("%.2f s from an announced reboot to restored over IPv6", time.Since(began).Seconds())
+}
+
+// The daemon refuses to delete a hole that was renewed. It is left to end within
+// two minutes, not two hours.
+func TestIPv6RenewedLong(t *testing.T) {
+	Need(t)
+	if os.Getenv("PEERWS_LONG") == "" {
+		t.Skip("takes minutes: set PEERWS_LONG=1 to run it")
+	}
+	t.Parallel()
+	bin := filepath.Join(t.TempDir(), "echo")
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../examples/echo").CombinedOutput(); err != nil {
+		t.Fatalf("building examples/echo: %v\n%s", err, out)
+	}
+	l := New(t, Config{IPv6: true})
+	p := l.LAN.Start(t, bin, "-nat", "-v")
+	p.Await(t, mapLimit, "public pcp mapped ws://"+netip.AddrPortFrom(l.Host6, 9000).String())
+	// Waking from sleep is a reason to ask again.
+	for _, s := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
+		if err := p.cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(22 * time.Second) // it looks at the clock every 5 s, and counts 15 as sleep
+	}
+	stopped(t, p, syscall.SIGTERM)
+	began := time.Now()
+	for len(l.Rules(t)) > 0 {
+		if time.Since(began) > 150*time.Second {
+			t.Fatal("the hole is still there")
+		}
+		time.Sleep(time.Second)
+	}
+	t.Logf("%.0f s until the hole was gone", time.Since(began).Seconds())
 }
