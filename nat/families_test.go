@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,9 +13,10 @@ import (
 
 // twoGates is a Mapper with a gateway for IPv4 and one for each IPv6 address.
 type twoGates struct {
-	*gate // for IPv4, and the lock of addrs and gateway
+	*gate // for IPv4
 	six   map[netip.Addr]*gate
 
+	network sync.Mutex // a gate's own is held while it is slow
 	addrs   []netip.Addr
 	gateway netip.Addr // in front of them
 }
@@ -49,15 +51,21 @@ func (g *twoGates) Unmap(ctx context.Context, l Lease) error {
 }
 
 func (g *twoGates) addrs6() []netip.Addr {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.network.Lock()
+	defer g.network.Unlock()
 	return slices.Clone(g.addrs)
 }
 
 func (g *twoGates) gateway6(netip.Addr) netip.Addr {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	g.network.Lock()
+	defer g.network.Unlock()
 	return g.gateway
+}
+
+func (g *twoGates) change(f func()) {
+	g.network.Lock()
+	defer g.network.Unlock()
+	f()
 }
 
 func externals(s Status) string {
@@ -77,9 +85,11 @@ func TestManagerBothFamilies(t *testing.T) {
 		if s := m.Status(); !s.Settled || externals(s) != "203.0.113.7:9000 [2001:db8:1::5]:9000" || s.Diagnosis.Code != "mapped" || s.Err != nil {
 			t.Errorf("%+v", s)
 		}
-		if r := g.requests[0]; r.Internal != netip.MustParseAddrPort("0.0.0.0:9000") {
-			t.Errorf("asked for %v", r.Internal)
-		}
+		g.set(func() {
+			if r := g.requests[0]; r.Internal != netip.MustParseAddrPort("0.0.0.0:9000") {
+				t.Errorf("asked for %v", r.Internal)
+			}
+		})
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
 		for _, x := range []*gate{g.gate, g.six[first6]} {
@@ -162,7 +172,7 @@ func TestManagerAddressesChange(t *testing.T) {
 			{nil, "203.0.113.7:9000", "Lost kind 0"},
 			{[]netip.Addr{first6}, "203.0.113.7:9000 [2001:db8:1::5]:9000", "Mapped"},
 		} {
-			g.set(func() { g.addrs = c.addrs })
+			g.change(func() { g.addrs = c.addrs })
 			time.Sleep(watchEvery + time.Millisecond)
 			synctest.Wait()
 			if s := m.Status(); externals(s) != c.want {
@@ -180,7 +190,7 @@ func TestManagerAddressesChange(t *testing.T) {
 		}
 		six := g.six[first6]
 		n := len(six.times())
-		g.set(func() { g.gateway = netip.MustParseAddr("fe80::9%eth0") })
+		g.change(func() { g.gateway = netip.MustParseAddr("fe80::9%eth0") })
 		time.Sleep(watchEvery + time.Millisecond)
 		synctest.Wait()
 		if len(six.times()) != n+1 || len(g.times()) != 1 {
@@ -204,7 +214,7 @@ func TestManagerSaysIPv6(t *testing.T) {
 		if d.Code != "cgnat" || !strings.Contains(d.Summary, "lets peers in to [2001:db8:1::5]:9000") || !strings.HasPrefix(d.Advice, "Give IPv6 peers that address.") {
 			t.Errorf("%+v", d)
 		}
-		g.set(func() { g.addrs = nil })
+		g.change(func() { g.addrs = nil })
 		time.Sleep(watchEvery + time.Millisecond)
 		synctest.Wait()
 		if d := m.Status().Diagnosis; d.Code != "cgnat" || strings.Contains(d.Summary, "IPv6") {
