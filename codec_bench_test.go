@@ -176,7 +176,7 @@ func benchmarkCore(b *testing.B, wire []byte, messages, size int) {
 		for rest := wire; len(rest) > 0; seen++ {
 			ev, n := c.next(rest)
 			if ev.kind != evMessage {
-				b.Fatalf("event %v: %v", ev.kind, ev.err)
+				b.Fatalf("event %v", ev.kind)
 			}
 			out = appendFrame(out, ev.op, ev.data, false)
 			rest = rest[n:]

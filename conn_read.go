@@ -159,8 +159,9 @@ func (c *WebSocket) handle(ev event) verdict {
 		c.peerClose(ev.code, string(ev.data))
 		return vClosing
 	case evFail:
+		err := c.core.fault()
 		c.core.release()
-		c.fail(ev.err)
+		c.fail(err)
 		return vClosing
 	}
 	return vMore

@@ -71,18 +71,17 @@ const (
 	evPing                       // data the payload to echo
 	evPong                       // data the payload
 	evClose                      // code (StatusNoStatusReceived if absent), data the reason
-	evFail                       // err: fail the connection with its code; the core is spent
+	evFail                       // fail the connection with the code of core.fault; the core is spent
 )
 
 // An event is what next found. data is loaned: it lies in the block given to
-// next, or in the core until release. (With next's n it is nine words: that many
-// Go returns in registers.)
+// next, or in the core until release. (It has four words: more, and Go would not
+// keep it in registers.)
 type event struct {
 	kind eventKind
 	op   opcode
 	code StatusCode
 	data []byte
-	err  error // *ProtocolError or *LimitError
 }
 
 // A core is the receiving half of one endpoint. It is owned by whoever reads
@@ -105,6 +104,7 @@ type partial struct {
 	buf    *buffer // the payload that has arrived, unmasked
 	exact  buffer  // what buf points to if it has just the message's size and is not from a pool
 	utf8   utf8Checker
+	fault  error // *ProtocolError or *LimitError, with evFail
 
 	// The current frame. Between two frames left is 0 and fin false.
 	fin    bool
@@ -161,7 +161,7 @@ func (c *core) next(b []byte) (ev event, n int) {
 	}
 	n += length
 	if op == opText && !validUTF8(b) {
-		return event{kind: evFail, err: errUTF8}, n
+		return c.fail(errUTF8), n
 	}
 	return event{kind: evMessage, op: op, data: b}, n
 }
@@ -174,13 +174,13 @@ func (c *core) general(b []byte) (ev event, n int) {
 	}
 	h, n, perr := parseHeader(b)
 	if perr != nil {
-		return event{kind: evFail, err: perr}, 0
+		return c.fail(perr), 0
 	}
 	if n == 0 {
 		return event{}, 0
 	}
 	if err := c.check(h); err != nil {
-		return event{kind: evFail, err: err}, 0
+		return c.fail(err), 0
 	}
 	whole := h.length <= int64(len(b)-n)
 	end := int64(n) + h.length // used only if whole, so it cannot overflow
@@ -192,7 +192,7 @@ func (c *core) general(b []byte) (ev event, n int) {
 		if h.masked {
 			mask(p, h.key, 0)
 		}
-		return controlEvent(h.op, p), int(end)
+		return c.controlEvent(h.op, p), int(end)
 	}
 	if whole && h.fin && h.op != opContinuation && !c.stream { // of 64 KiB or more
 		p := b[n:end:end]
@@ -200,7 +200,7 @@ func (c *core) general(b []byte) (ev event, n int) {
 			mask(p, h.key, 0)
 		}
 		if h.op == opText && !validUTF8(p) {
-			return event{kind: evFail, err: errUTF8}, 0
+			return c.fail(errUTF8), 0
 		}
 		return event{kind: evMessage, op: h.op, data: p}, int(end)
 	}
@@ -221,6 +221,18 @@ func (c *core) take(p []byte) event {
 	c.part.append(p)
 	return c.arrived(c.part.buf.bytes()[have:])
 }
+
+// fail is the event of a peer that broke a rule or a limit.
+func (c *core) fail(err error) event {
+	if c.part == nil {
+		c.part = newPartial()
+	}
+	c.part.fault = err
+	return event{kind: evFail}
+}
+
+// fault is why the core is spent: a *ProtocolError or *LimitError, until release.
+func (c *core) fault() error { return c.part.fault }
 
 // check holds a header against role, state and limits.
 func (c *core) check(h header) error {
@@ -263,7 +275,7 @@ func (c *core) check(h header) error {
 const maxInt = int64(^uint(0) >> 1)
 
 // controlEvent turns a complete, unmasked control frame into its event.
-func controlEvent(op opcode, p []byte) event {
+func (c *core) controlEvent(op opcode, p []byte) event {
 	switch op {
 	case opPing:
 		return event{kind: evPing, data: p}
@@ -274,14 +286,14 @@ func controlEvent(op opcode, p []byte) event {
 	case 0:
 		return event{kind: evClose, code: StatusNoStatusReceived}
 	case 1:
-		return event{kind: evFail, err: errCloseLength}
+		return c.fail(errCloseLength)
 	}
 	code := StatusCode(p[0])<<8 | StatusCode(p[1])
 	if !code.validOnWire() {
-		return event{kind: evFail, err: errCloseCode}
+		return c.fail(errCloseCode)
 	}
 	if !utf8.Valid(p[2:]) {
-		return event{kind: evFail, err: errCloseUTF8}
+		return c.fail(errCloseUTF8)
 	}
 	return event{kind: evClose, code: code, data: p[2:]}
 }
@@ -309,7 +321,7 @@ func (c *core) arrived(b []byte) event {
 	p.left -= int64(len(b))
 	last := p.fin && p.left == 0
 	if p.op == opText && (!p.utf8.write(b) || last && !p.utf8.complete()) {
-		return event{kind: evFail, err: errUTF8}
+		return c.fail(errUTF8)
 	}
 	switch {
 	case p.stream && last:

@@ -91,7 +91,7 @@ func (f *feeder) note(ev event) {
 		f.events = append(f.events, fmt.Sprintf("close %d %q", ev.code, ev.data))
 	case evFail:
 		f.failed = true
-		f.events = append(f.events, failure(ev.err))
+		f.events = append(f.events, failure(f.core.fault()))
 	}
 }
 
@@ -924,7 +924,7 @@ func TestMessageAllocations(t *testing.T) {
 					messages++
 					c.release()
 				case evFail:
-					t.Fatalf("%s: %v", tt.name, ev.err)
+					t.Fatalf("%s: %v", tt.name, c.fault())
 				}
 			}
 			for rest := tt.stream; len(rest) > 0; {
