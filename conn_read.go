@@ -183,7 +183,15 @@ func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte)
 	if c.rd.head {
 		c.dropHead()
 	}
+	lent := len(data) > smallMax && c.core.part == nil && c.raw != nil && !c.core.client
+	if lent {
+		end := int(c.rd.off)
+		c.lend(c.in.b[max(end-len(data)-maxHeaderSize, 0):end], min(end-len(data), maxHeaderSize))
+	}
 	f(c, Message{MessageType(op), data})
+	if lent {
+		c.lend(nil, 0)
+	}
 	if poison {
 		poisonBytes(data)
 	}
@@ -257,8 +265,8 @@ func (c *WebSocket) fill() verdict {
 	var n int
 	var err error
 	if c.raw != nil {
-		if err = c.raw.Read(c.readFn); err == nil {
-			err = c.rd.err
+		if err = c.raw.Read(c.readFn); err == nil && c.rd.err != nil {
+			err, c.rd.err = c.rd.err, nil
 		}
 		if c.phase.Load()&1 != 0 { // it has parked
 			c.beat()
@@ -314,16 +322,20 @@ func (c *WebSocket) portableFill() (n int, err error) {
 // whenever the socket has become readable; false parks.
 func (c *WebSocket) readable(fd uintptr) bool {
 	var n int
+	var err error
 	if p := c.room(); c.set.sys == nil {
-		n, c.rd.err = sysRead(fd, p)
+		n, err = sysRead(fd, p)
 	} else {
-		n, c.rd.err = c.set.sys.read(fd, p)
+		n, err = c.set.sys.read(fd, p)
 	}
-	if c.rd.err == nil || !wouldBlock(c.rd.err) {
+	if err == nil {
 		c.rd.n = int32(n)
 		return true
 	}
-	c.rd.err = nil
+	if !wouldBlock(err) {
+		c.rd.n, c.rd.err = int32(n), err
+		return true
+	}
 	c.settle()
 	if c.phase.Load()&1 == 0 {
 		c.beat()

@@ -43,6 +43,39 @@ type backlog struct {
 	heldSize int           // those bytes of writer.buffered that are in held
 	room     chan struct{} // closed when the queue has shrunk or the end has come; nil if nobody waits
 	watchdog *time.Timer   // of the cork
+	loan     loan          // the large message that a callback has now
+}
+
+// A loan is a message lying in the block it came in, behind its own header, which
+// nobody needs any more: frame[at:] is the message. A reply with the very same
+// payload gets its header written there, a shorter one than that of a masked
+// frame, and leaves in one piece.
+type loan struct {
+	frame []byte
+	at    int
+}
+
+// lend has sendLocked know what a callback has been given, or with nil has it
+// forget that. Only for messages that are not copied anyway.
+func (c *WebSocket) lend(frame []byte, at int) {
+	c.wmu.Lock()
+	c.wr.moreLocked().loan = loan{frame, at}
+	c.wmu.Unlock()
+}
+
+// echo returns the frame that carries p as h says if it can be had without
+// copying p, else nil. wmu is held.
+func (w *writer) echo(h header, p []byte) []byte {
+	if w.more == nil || w.more.loan.frame == nil {
+		return nil
+	}
+	l := w.more.loan
+	from := l.at - headerSize(len(p), false)
+	if from < 0 || len(p) > len(l.frame)-l.at || &p[0] != &l.frame[l.at] {
+		return nil
+	}
+	appendHeader(l.frame[from:from], h.piece(0, 1, len(p)))
+	return l.frame[from : l.at+len(p)]
 }
 
 // moreLocked returns the backlog for writing. wmu is held.
@@ -272,6 +305,12 @@ func (c *WebSocket) writeLarge(h header, p []byte) {
 	cork := c.takeCork()
 	frames, size := cut(len(p))
 	op := newWrite()
+	if frames == 1 && cork == nil {
+		if op.one = w.echo(h, p); op.one != nil {
+			c.writeNow(op)
+			return
+		}
+	}
 	defer op.free()
 	op.many = true
 	vec := &op.vec

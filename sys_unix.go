@@ -3,7 +3,6 @@
 package peerws
 
 import (
-	"errors"
 	"net"
 	"syscall"
 )
@@ -32,7 +31,7 @@ func rawConn(conn net.Conn) syscall.RawConn {
 }
 
 func wouldBlock(err error) bool {
-	return errors.Is(err, syscall.EAGAIN)
+	return err == syscall.EAGAIN
 }
 
 // sysRead, sysWrite and sysWritev make one system call each: n = 0 without an
