@@ -153,20 +153,37 @@ func appendHeader(dst []byte, h header) []byte {
 	return dst
 }
 
-// blockMask is the size from which the block kernel beats the word loop.
+// blockMask is the size from which gobwas's block kernel beats the word loop, on
+// processors for which we have no kernel of our own.
 const blockMask = 512
 
 // mask XORs b with key in place (RFC 6455 §5.3). offset is where b starts
 // within the payload, so that a payload may be (un)masked in pieces. Masking
 // twice gives the original back.
 func mask(b []byte, key [4]byte, offset int64) {
-	k := bits.RotateLeft32(binary.LittleEndian.Uint32(key[:]), -8*int(offset&3))
-	w := uint64(k)<<32 | uint64(k)
+	if !maskVector(b, turned(key, offset)) {
+		maskPortable(b, key, offset)
+	}
+}
+
+// turned is key as a word whose lowest byte is for the byte at offset.
+func turned(key [4]byte, offset int64) uint32 {
+	return bits.RotateLeft32(binary.LittleEndian.Uint32(key[:]), -8*int(offset&3))
+}
+
+// maskPortable is mask for all processors.
+func maskPortable(b []byte, key [4]byte, offset int64) {
 	if len(b) >= blockMask {
 		n := len(b) &^ 63 // the kernel does what is left of a block byte by byte
 		ws.Cipher(b[:n], key, int(offset&3))
 		b = b[n:]
 	}
+	maskWords(b, turned(key, offset))
+}
+
+// maskWords is mask with the key turned to the start of b, for short payloads.
+func maskWords(b []byte, k uint32) {
+	w := uint64(k)<<32 | uint64(k)
 	le := binary.LittleEndian
 	for len(b) >= 64 {
 		p := b[:64]

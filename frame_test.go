@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math"
 	"strings"
 	"testing"
@@ -286,13 +287,15 @@ func TestSection5_3_Masking(t *testing.T) {
 		for offset := range 8 {
 			want := xor(data, rfcKey, offset)
 			for start := range 8 {
-				b := append(append(append(buf[:0], guard[:start]...), data...), guard...)
-				mask(b[start:start+n], rfcKey, int64(offset))
-				if string(b[start:start+n]) != want {
-					t.Fatalf("size %d, offset %d, start %d: wrong bytes", n, offset, start)
-				}
-				if string(b[:start]) != guard[:start] || string(b[start+n:]) != guard {
-					t.Fatalf("size %d, offset %d, start %d: bytes outside changed", n, offset, start)
+				for name, way := range map[string]func([]byte, [4]byte, int64){"mask": mask, "maskPortable": maskPortable} {
+					b := append(append(append(buf[:0], guard[:start]...), data...), guard...)
+					way(b[start:start+n], rfcKey, int64(offset))
+					if string(b[start:start+n]) != want {
+						t.Fatalf("%s, size %d, offset %d, start %d: wrong bytes", name, n, offset, start)
+					}
+					if string(b[:start]) != guard[:start] || string(b[start+n:]) != guard {
+						t.Fatalf("%s, size %d, offset %d, start %d: bytes outside changed", name, n, offset, start)
+					}
 				}
 			}
 		}
@@ -339,6 +342,26 @@ func TestSection5_3_MaskingInPieces(t *testing.T) {
 	if string(b) != data {
 		t.Error("masking twice does not give the original back")
 	}
+}
+
+// FuzzMask compares the kernels with the definition of §5.3, byte by byte.
+func FuzzMask(f *testing.F) {
+	f.Add([]byte("Hello"), uint32(0x37fa213d), int64(0))
+	f.Add(bytes.Repeat([]byte("0123456789"), 70), uint32(1), int64(3))
+	f.Add(make([]byte, 129), uint32(0xFF000000), int64(1)<<40+1)
+	f.Fuzz(func(t *testing.T, data []byte, k uint32, offset int64) {
+		offset &= math.MaxInt64
+		var key [4]byte
+		binary.BigEndian.PutUint32(key[:], k)
+		want := []byte(xor(string(data), key, int(offset&3)))
+		whole, portable, words := bytes.Clone(data), bytes.Clone(data), bytes.Clone(data)
+		mask(whole, key, offset)
+		maskPortable(portable, key, offset)
+		maskWords(words, turned(key, offset))
+		if !bytes.Equal(whole, want) || !bytes.Equal(portable, want) || !bytes.Equal(words, want) {
+			t.Fatalf("%x with %x from %d: %x, %x, %x, want %x", data, key, offset, whole, portable, words, want)
+		}
+	})
 }
 
 // wantNoAllocs checks that f allocates nothing. The race detector's pools lose
