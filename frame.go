@@ -161,10 +161,17 @@ const blockMask = 512
 // within the payload, so that a payload may be (un)masked in pieces. Masking
 // twice gives the original back.
 func mask(b []byte, key [4]byte, offset int64) {
-	if !maskVector(b, turned(key, offset)) {
+	switch k := turned(key, offset); {
+	case len(b) < minVector:
+		maskWords(b, k)
+	case !maskVector(b, k):
 		maskPortable(b, key, offset)
 	}
 }
+
+// minVector is the shortest payload for which a vector kernel wins. Ours needs 32
+// bytes.
+const minVector = 64
 
 // turned is key as a word whose lowest byte is for the byte at offset.
 func turned(key [4]byte, offset int64) uint32 {

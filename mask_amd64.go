@@ -4,14 +4,10 @@ package peerws
 
 import "golang.org/x/sys/cpu"
 
-// minVector is the shortest payload that goes to maskAVX2. It needs 32 bytes, and
-// wins from here.
-const minVector = 64
-
-// maskVector masks b, with the key turned to its start, if a vector kernel can,
-// and reports whether it did.
+// maskVector masks b, of at least 32 bytes, with the key turned to its start, if a
+// vector kernel can, and reports whether it did.
 func maskVector(b []byte, key uint32) bool {
-	if len(b) < minVector || !cpu.X86.HasAVX2 {
+	if !cpu.X86.HasAVX2 {
 		return false
 	}
 	maskAVX2(b, key)
