@@ -232,7 +232,9 @@ func (c *WebSocket) finish(v verdict) {
 	c.wr.shut = true
 	c.mu.Lock()
 	c.aborted.Store(true) // no deadline of the writer's any more
-	c.conn.SetWriteDeadline(past)
+	if c.wr.running {
+		c.conn.SetWriteDeadline(past)
+	}
 	c.mu.Unlock()
 	c.wmu.Unlock()
 	c.awaitWriter()

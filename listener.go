@@ -123,6 +123,9 @@ func (c ListenConfig) Listen(ctx context.Context, port int, protocols ...string)
 		return nil, err
 	}
 	var lc net.ListenConfig
+	if l.set.pingInterval > 0 { // pings do what TCP's keepalive does, and it would cost four system calls a connection
+		lc.KeepAlive = -1
+	}
 	ln, err := lc.Listen(ctx, "tcp", net.JoinHostPort(c.Address, strconv.Itoa(port)))
 	if err != nil {
 		return nil, fmt.Errorf("peerws: listen on port %d: %w", port, err)

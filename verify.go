@@ -285,9 +285,6 @@ func (a *addressBook) provedByLocked(at netip.AddrPort, from netip.Addr, host st
 		if from == q.external.Addr() {
 			return nil, false
 		}
-		if at == q.external {
-			direct = false // the gateway lets it in: it is as good as the mapping
-		}
 		inside := q.internal.Addr()
 		if !inside.IsValid() || inside.IsUnspecified() {
 			inside = at.Addr()
