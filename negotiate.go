@@ -65,7 +65,9 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 			if r == nil {
 				read := append([]byte(nil), b.b...)
 				key := a.key
-				a.over()
+				if a.over() { // just now
+					a.conn.SetDeadline(time.Time{})
+				}
 				l.web.hand(conn, key, read)
 				return nil
 			}
@@ -165,8 +167,8 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	}
 	c.mu.Lock()
 	if !c.aborted.Load() {
-		if cut {
-			conn.SetDeadline(time.Time{})
+		if cut { // just now
+			a.conn.SetDeadline(time.Time{})
 		}
 		beginTLS(conn, l.set.writeTimeout)
 	}
