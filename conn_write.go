@@ -193,7 +193,16 @@ func (c *WebSocket) corkLocked(op opcode, p []byte) bool {
 		return false
 	}
 	w.buffered += len(p)
-	w.cork.b = appendData(w.cork.b, header{fin: true, op: op}, p)
+	f := w.cork
+	if len(p) >= 126 {
+		f.b = appendData(f.b, header{fin: true, op: op}, p)
+		return true
+	}
+	from := len(f.b)
+	f.extend(2 + len(p))
+	b := f.b[from:]
+	b[0], b[1] = finBit|byte(op), byte(len(p))
+	copy(b[2:], p)
 	return true
 }
 
