@@ -143,8 +143,10 @@ func (e *chaosEnd) note(b []byte, whole bool) {
 	e.got[f[0]] = n + 1
 }
 
-// send sends the next message of a sender in one of the ways there are.
-func (e *chaosEnd) send(rng *rand.Rand, sender string) {
+// send sends the next message of a sender in one of the ways there are. In a
+// callback none of them waits for long: two callbacks that wait for each other's
+// reading would wait for WriteTimeout.
+func (e *chaosEnd) send(rng *rand.Rand, sender string, inCallback bool) {
 	e.mu.Lock()
 	n := e.sent[sender]
 	e.mu.Unlock()
@@ -154,7 +156,11 @@ func (e *chaosEnd) send(rng *rand.Rand, sender string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rng.IntN(3000))*time.Microsecond)
 	defer cancel()
 	var err error
-	switch rng.IntN(6) {
+	way := rng.IntN(6)
+	if inCallback && way == 3 {
+		way = 4
+	}
+	switch way {
 	case 0:
 		err = e.c.SendText(string(b))
 	case 1:
@@ -306,7 +312,7 @@ func (e *chaosEnd) act(rng *rand.Rand, sender string, inCallback bool) {
 		default:
 		}
 	default:
-		e.send(rng, sender)
+		e.send(rng, sender, inCallback)
 	}
 }
 
