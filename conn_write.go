@@ -19,9 +19,8 @@ import (
 // Order is kept: the cork is empty whenever the queue is not.
 
 const (
-	writeVec  = 8                    // buffers of one write
-	smallMax  = 4 << 10              // payloads up to this are copied behind their header, larger ones written from where they lie
-	corkDelay = 2 * time.Millisecond // how long a slow callback may hold up the cork
+	writeVec = 8       // buffers of one write
+	smallMax = 4 << 10 // payloads up to this are copied behind their header, larger ones written from where they lie
 )
 
 // A writer is the state of the write side, guarded by WebSocket.wmu.
@@ -184,28 +183,6 @@ func (c *WebSocket) transmit(ctx context.Context, m Message) error {
 	return err
 }
 
-// corkLocked adds a message to those that are collected already, if it fits:
-// what sendLocked does, in short, for bursts of small messages. wmu is held.
-func (c *WebSocket) corkLocked(op opcode, p []byte) bool {
-	w := &c.wr
-	if w.cork == nil || !w.corking || w.streamed || len(p) > smallMax || c.core.client ||
-		len(w.cork.b)+maxHeaderSize+len(p) > c.corkMax() {
-		return false
-	}
-	w.buffered += len(p)
-	f := w.cork
-	if len(p) >= 126 {
-		f.b = appendData(f.b, header{fin: true, op: op}, p)
-		return true
-	}
-	from := len(f.b)
-	f.extend(2 + len(p))
-	b := f.b[from:]
-	b[0], b[1] = finBit|byte(op), byte(len(p))
-	copy(b[2:], p)
-	return true
-}
-
 // holdLocked queues a message behind the one that a NextWriter has under way.
 func (c *WebSocket) holdLocked(op opcode, p []byte) error {
 	if c.full(len(p)) {
@@ -268,14 +245,6 @@ func (c *WebSocket) sendLocked(h header, p []byte) error {
 		c.writeLarge(h, p)
 	}
 	return nil
-}
-
-// corkMax is how much the cork may hold.
-func (c *WebSocket) corkMax() int {
-	if m := c.set.maxBuffered; m >= 0 {
-		return min(m+maxHeaderSize, blockSize)
-	}
-	return blockSize
 }
 
 // writeNow makes one attempt to write the whole frames in op.one and gives op
@@ -527,68 +496,6 @@ func (c *WebSocket) setWriteDeadline(t time.Time) {
 	if !c.aborted.Load() {
 		c.conn.SetWriteDeadline(t)
 	}
-}
-
-// openCork starts collecting: the reader is about to hand over one of several
-// messages.
-func (c *WebSocket) openCork() {
-	c.rd.corked = true
-	c.wmu.Lock()
-	c.wr.corking = true
-	c.wmu.Unlock()
-}
-
-// uncork sends what was collected and stops collecting. The reader calls it.
-func (c *WebSocket) uncork() {
-	c.rd.corked = false
-	c.wmu.Lock()
-	if c.wr.corking {
-		c.wr.corking = false
-		c.flushLocked()
-	}
-	c.wmu.Unlock()
-}
-
-// flushLocked hands the cork to the kernel or the queue. wmu is held.
-func (c *WebSocket) flushLocked() {
-	if f := c.takeCork(); f != nil {
-		op := newWrite()
-		op.one = f.b
-		c.writeNow(op)
-		f.free()
-	}
-}
-
-// takeCork takes what was collected, nil if nothing was. wmu is held.
-func (c *WebSocket) takeCork() *buffer {
-	f := c.wr.cork
-	if f != nil {
-		c.wr.cork = nil
-		c.wr.more.watchdog.Stop()
-	}
-	return f
-}
-
-// watch has the cork flushed after corkDelay: the callback that filled it may
-// be slow. wmu is held.
-func (c *WebSocket) watch() {
-	if w := c.wr.moreLocked(); w.watchdog == nil {
-		w.watchdog = time.AfterFunc(corkDelay, c.corkLate)
-	} else {
-		w.watchdog.Reset(corkDelay)
-	}
-}
-
-func (c *WebSocket) corkLate() {
-	c.mu.Lock()
-	reading := c.lf.reading
-	c.mu.Unlock()
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	if reading { // nobody knows when the program reads on
-		c.wr.corking = false
-	}
-	c.flushLocked()
 }
 
 // writeFailed ends the write side after a transport error. Messages that have
