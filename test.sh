@@ -98,9 +98,9 @@ fuzzer_overran() {
 		! grep -qE 'Failing input|panic:|_test\.go:' "$logs/last"
 }
 
-# gated runs the tests that an environment variable asks for, those for -long
-# excepted, which have Long in their name. There must be
-# some, and all must run.
+# gated runs the tests that an environment variable asks for. There must be
+# some, and all must run, but those that only -long runs: they have Long in
+# their name.
 gated() {
 	local variable=$1
 	shift

@@ -292,9 +292,9 @@ func (k *keeper) ask(ctx context.Context) time.Duration {
 		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: k.explain(s.Err), Err: s.Err})
 	}
 
-	// A public address of our own needs no mapping, and there is nobody in
-	// front of it who could make one.
-	// An IPv6 address of our own is public too, but behind a firewall.
+	// A public IPv4 address of our own needs no mapping, and there is nobody in
+	// front of it who could make one. An IPv6 address is public too, but behind
+	// a firewall.
 	if k.facing = k.faces(); !k.six() && isGlobal(k.facing) {
 		k.drop(ctx)
 		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnosePublic(k.facing)})
