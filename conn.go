@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 	"unsafe"
+
+	"github.com/peerws/peerws/internal/utf8check"
 )
 
 // ReadyState is the state of a WebSocket, numbered as in the WHATWG standard.
@@ -524,7 +526,7 @@ func checkOutgoing(m Message) (opcode, error) {
 	case Binary:
 		return opBinary, nil
 	case Text:
-		if !validUTF8(m.Data) {
+		if !utf8check.Valid(m.Data) {
 			return 0, errTextUTF8
 		}
 		return opText, nil

@@ -1,11 +1,11 @@
 package peerws
 
 import (
-	"bytes"
-	"encoding/binary"
 	"math"
 	"strings"
 	"testing"
+
+	"github.com/peerws/peerws/internal/mask"
 )
 
 // The wire bytes in this file are written by hand from RFC 6455.
@@ -128,7 +128,7 @@ func TestSection5_7_Examples(t *testing.T) {
 
 			p := []byte(tt.wire[size:])
 			if tt.header.masked {
-				mask(p, tt.header.key, 0)
+				mask.Bytes(p, tt.header.key, 0)
 			}
 			if string(p) != tt.payload {
 				t.Errorf("payload received: %.40q, want %.40q", p, tt.payload)
@@ -136,7 +136,7 @@ func TestSection5_7_Examples(t *testing.T) {
 
 			frame := append(appendHeader(nil, tt.header), tt.payload...)
 			if tt.header.masked {
-				mask(frame[size:], tt.header.key, 0)
+				mask.Bytes(frame[size:], tt.header.key, 0)
 			}
 			if string(frame) != tt.wire {
 				t.Errorf("frame sent: % .40x, want % .40x", frame, tt.wire)
@@ -273,97 +273,6 @@ func TestHeaderSizeIsSizeOfHeader(t *testing.T) {
 	check(math.MaxInt, true)
 }
 
-// Section 5.3, with every size around the kernels' steps, every phase of the
-// key and every alignment.
-func TestSection5_3_Masking(t *testing.T) {
-	const guard = "guardgua"
-	sizes := []int{511, 512, 513, 1000, 4096, 65537}
-	for n := range 301 {
-		sizes = append(sizes, n)
-	}
-	buf := make([]byte, len(guard)+8+65537+len(guard))
-	for _, n := range sizes {
-		data := pattern(n)
-		for offset := range 8 {
-			want := xor(data, rfcKey, offset)
-			for start := range 8 {
-				for name, way := range map[string]func([]byte, [4]byte, int64){"mask": mask, "maskPortable": maskPortable} {
-					b := append(append(append(buf[:0], guard[:start]...), data...), guard...)
-					way(b[start:start+n], rfcKey, int64(offset))
-					if string(b[start:start+n]) != want {
-						t.Fatalf("%s, size %d, offset %d, start %d: wrong bytes", name, n, offset, start)
-					}
-					if string(b[:start]) != guard[:start] || string(b[start+n:]) != guard {
-						t.Fatalf("%s, size %d, offset %d, start %d: bytes outside changed", name, n, offset, start)
-					}
-				}
-			}
-		}
-	}
-	mask(nil, rfcKey, 3)
-}
-
-// An offset may be larger than an int of 32 bits.
-func TestSection5_3_MaskingFarInside(t *testing.T) {
-	for _, n := range []int{5, 200} {
-		for phase := range 4 {
-			b := []byte(pattern(n))
-			mask(b, rfcKey, math.MaxInt64-3+int64(phase)) // 2⁶³ - 4 is 0 MOD 4
-			if string(b) != xor(pattern(n), rfcKey, phase) {
-				t.Errorf("size %d, phase %d: wrong bytes", n, phase)
-			}
-		}
-	}
-}
-
-func TestSection5_3_MaskingInPieces(t *testing.T) {
-	const n = 300
-	data := pattern(n)
-	want := xor(data, rfcKey, 0)
-	for i := range n + 1 {
-		// Three pieces, the middle one up to 70 bytes: both kernels meet.
-		j := min(n, i+i%71)
-		b := []byte(data)
-		mask(b[:i], rfcKey, 0)
-		mask(b[i:j], rfcKey, int64(i))
-		mask(b[j:], rfcKey, int64(j))
-		if string(b) != want {
-			t.Fatalf("cut at %d and %d: not the same as masking at once", i, j)
-		}
-	}
-	b := []byte(data)
-	for i := range b {
-		mask(b[i:i+1], rfcKey, int64(i))
-	}
-	if string(b) != want {
-		t.Error("byte by byte: not the same as masking at once")
-	}
-	mask(b, rfcKey, 0)
-	if string(b) != data {
-		t.Error("masking twice does not give the original back")
-	}
-}
-
-// FuzzMask compares the kernels with the definition of §5.3, byte by byte.
-func FuzzMask(f *testing.F) {
-	f.Add([]byte("Hello"), uint32(0x37fa213d), int64(0))
-	f.Add(bytes.Repeat([]byte("0123456789"), 70), uint32(1), int64(3))
-	f.Add(make([]byte, 129), uint32(0xFF000000), int64(1)<<40+1)
-	f.Fuzz(func(t *testing.T, data []byte, k uint32, offset int64) {
-		offset &= math.MaxInt64
-		var key [4]byte
-		binary.BigEndian.PutUint32(key[:], k)
-		want := []byte(xor(string(data), key, int(offset&3)))
-		whole, portable, words := bytes.Clone(data), bytes.Clone(data), bytes.Clone(data)
-		mask(whole, key, offset)
-		maskPortable(portable, key, offset)
-		maskWords(words, turned(key, offset))
-		if !bytes.Equal(whole, want) || !bytes.Equal(portable, want) || !bytes.Equal(words, want) {
-			t.Fatalf("%x with %x from %d: %x, %x, %x, want %x", data, key, offset, whole, portable, words, want)
-		}
-	})
-}
-
 // wantNoAllocs checks that f allocates nothing. The race detector's pools lose
 // on purpose what they are given, so there f is only run.
 func wantNoAllocs(t *testing.T, what string, f func()) {
@@ -393,11 +302,6 @@ func TestFrameAllocations(t *testing.T) {
 	dst := make([]byte, 0, maxHeaderSize)
 	wantNoAllocs(t, "appendHeader", func() {
 		appendHeader(dst, header{fin: true, op: opBinary, masked: true, length: 1 << 20, key: rfcKey})
-	})
-	small, large := bytes.Repeat([]byte{1}, 50), bytes.Repeat([]byte{1}, 5000)
-	wantNoAllocs(t, "mask", func() {
-		mask(small, rfcKey, 1)
-		mask(large, rfcKey, 1)
 	})
 }
 

@@ -4,6 +4,9 @@ import (
 	"math"
 	"strconv"
 	"unicode/utf8"
+
+	"github.com/peerws/peerws/internal/mask"
+	"github.com/peerws/peerws/internal/utf8check"
 )
 
 // This file is the protocol core: bytes in, events out, for both roles. It
@@ -103,7 +106,7 @@ type partial struct {
 	total  int64   // payload length of all frames so far
 	buf    *buffer // the payload that has arrived, unmasked
 	exact  buffer  // what buf points to if it has just the message's size and is not from a pool
-	utf8   utf8Checker
+	utf8   utf8check.Checker
 	fault  error // *ProtocolError or *LimitError, with evFail
 
 	// The current frame. Between two frames left is 0 and fin false.
@@ -157,10 +160,10 @@ func (c *core) next(b []byte) (ev event, n int) {
 		key := [4]byte(b[n:])
 		n += 4
 		b = b[n : n+length : n+length]
-		mask(b, key, 0)
+		mask.Bytes(b, key, 0)
 	}
 	n += length
-	if op == opText && !validUTF8(b) {
+	if op == opText && !utf8check.Valid(b) {
 		return c.fail(errUTF8), n
 	}
 	return event{kind: evMessage, op: op, data: b}, n
@@ -190,16 +193,16 @@ func (c *core) general(b []byte) (ev event, n int) {
 		}
 		p := b[n:end]
 		if h.masked {
-			mask(p, h.key, 0)
+			mask.Bytes(p, h.key, 0)
 		}
 		return c.controlEvent(h.op, p), int(end)
 	}
 	if whole && h.fin && h.op != opContinuation && !c.stream { // of 64 KiB or more
 		p := b[n:end:end]
 		if h.masked {
-			mask(p, h.key, 0)
+			mask.Bytes(p, h.key, 0)
 		}
-		if h.op == opText && !validUTF8(p) {
+		if h.op == opText && !utf8check.Valid(p) {
 			return c.fail(errUTF8), 0
 		}
 		return event{kind: evMessage, op: h.op, data: p}, int(end)
@@ -316,11 +319,11 @@ func (c *core) begin(h header) {
 func (c *core) arrived(b []byte) event {
 	p := c.part
 	if p.masked {
-		mask(b, p.key, p.size-p.left)
+		mask.Bytes(b, p.key, p.size-p.left)
 	}
 	p.left -= int64(len(b))
 	last := p.fin && p.left == 0
-	if p.op == opText && (!p.utf8.write(b) || last && !p.utf8.complete()) {
+	if p.op == opText && (!p.utf8.Write(b) || last && !p.utf8.Complete()) {
 		return c.fail(errUTF8)
 	}
 	switch {
@@ -398,7 +401,7 @@ func appendData(dst []byte, h header, p []byte) []byte {
 	at := len(dst)
 	dst = append(dst, p...)
 	if h.masked {
-		mask(dst[at:], h.key, 0)
+		mask.Bytes(dst[at:], h.key, 0)
 	}
 	return dst
 }

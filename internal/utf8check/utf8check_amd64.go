@@ -1,6 +1,6 @@
 //go:build !purego
 
-package peerws
+package utf8check
 
 import "golang.org/x/sys/cpu"
 
@@ -8,8 +8,8 @@ import "golang.org/x/sys/cpu"
 // last block begins 32 bytes before the end and looks at the three bytes before it.
 const minAVX2 = 35
 
-// validUTF8 reports whether p is UTF-8.
-func validUTF8(p []byte) bool {
+// Valid reports whether p is UTF-8.
+func Valid(p []byte) bool {
 	n := len(p)
 	if n < minAVX2 || !cpu.X86.HasAVX2 {
 		return validPortable(p)

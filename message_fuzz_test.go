@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/peerws/peerws/internal/mask"
 )
 
 // FuzzFrame: what parseHeader takes, appendHeader makes again; what it does not
@@ -60,7 +62,7 @@ func FuzzFrame(f *testing.F) {
 			t.Fatalf("headerSize is not %d", n)
 		}
 		p := slices.Clone(b[n:])
-		mask(p, h.key, h.length)
+		mask.Bytes(p, h.key, h.length)
 		if string(p) != xor(string(b[n:]), h.key, int(h.length%4)) {
 			t.Fatal("wrongly masked")
 		}
@@ -157,8 +159,7 @@ func slowly(s []byte, client bool, limits coreLimits) (events []string) {
 			}
 			fragments++
 			data += payload
-			wrong, complete := firstWrong(data)
-			if inside == Text && (wrong >= 0 || whole && fin && !complete) {
+			if inside == Text && (!beginsUTF8(data) || whole && fin && !utf8.ValidString(data)) {
 				return fail()
 			}
 			if !whole {
@@ -171,6 +172,18 @@ func slowly(s []byte, client bool, limits coreLimits) (events []string) {
 		}
 	}
 	return events
+}
+
+// beginsUTF8 reports whether s is the beginning of UTF-8 text.
+func beginsUTF8(s string) bool {
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		if r == utf8.RuneError && size == 1 {
+			return !utf8.FullRuneInString(s)
+		}
+		s = s[size:]
+	}
+	return true
 }
 
 // FuzzMessage: any bytes, to both roles, make the events that slowly tells,
@@ -217,31 +230,6 @@ func FuzzMessage(f *testing.F) {
 					t.Fatalf("client %v: %q, want %q", client, whole, want)
 				}
 			}
-		}
-	})
-}
-
-// FuzzUTF8: validUTF8 and utf8Checker agree with the standard library, wherever the
-// bytes lie in a text, and wherever it is cut in two.
-func FuzzUTF8(f *testing.F) {
-	for _, seed := range []string{
-		"", "a", "я", "€", "😀", "\xff", "\xc0\xaf", "\xe0\x80\xaf", "\xed\xa0\x80", "\xf0\x80\x80\xaf", "\xf4\x90\x80\x80",
-		"\xf0\x9f\x98", strings.Repeat("a", 130) + "\x80", strings.Repeat("я", 70), strings.Repeat("€😀", 30), strings.Repeat("Zwölf Boxkämpfer ", 20),
-	} {
-		f.Add([]byte(seed), uint8(0), uint8(0), uint16(1))
-		f.Add([]byte(seed), uint8(31), uint8(33), uint16(40))
-	}
-	around := []byte(strings.Repeat("a", 256))
-	f.Fuzz(func(t *testing.T, b []byte, before, behind uint8, cut uint16) {
-		p := slices.Concat(around[:before], b, around[:behind])
-		want := utf8.Valid(p)
-		if validUTF8(p) != want {
-			t.Fatalf("% x: valid is %v", p, !want)
-		}
-		var u utf8Checker
-		n := min(int(cut), len(p))
-		if got := u.write(p[:n]) && u.write(p[n:]) && u.complete(); got != want {
-			t.Fatalf("% x | % x: valid is %v", p[:n], p[n:], got)
 		}
 	})
 }

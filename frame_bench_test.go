@@ -5,9 +5,6 @@ import (
 	"io"
 	"strings"
 	"testing"
-	"unicode/utf8"
-
-	"github.com/gobwas/ws"
 )
 
 // What the parts cost, in memory: no socket, no goroutine. End to end it is
@@ -39,33 +36,6 @@ func BenchmarkHeaderAppend(b *testing.B) {
 	}
 }
 
-// Ours beside its parts: the word loop, gobwas's kernel, and the copy that
-// nothing can beat by much.
-func BenchmarkMask(b *testing.B) {
-	key := [4]byte{0x37, 0xFA, 0x21, 0x3D}
-	other := make([]byte, 1<<20)
-	for _, way := range []struct {
-		name string
-		do   func([]byte)
-	}{
-		{"ours", func(p []byte) { mask(p, key, 0) }},
-		{"words", func(p []byte) { maskWords(p, turned(key, 0)) }},
-		{"gobwas", func(p []byte) { ws.Cipher(p, key, 0) }},
-		{"copy", func(p []byte) { copy(other, p) }},
-	} {
-		for _, size := range []int{5, 16, 32, 64, 125, 256, 1 << 10, 16 << 10, 64 << 10, 1 << 20} {
-			b.Run(fmt.Sprintf("%s/size=%d", way.name, size), func(b *testing.B) {
-				p := make([]byte, size)
-				b.SetBytes(int64(size))
-				b.ReportAllocs()
-				for b.Loop() {
-					way.do(p)
-				}
-			})
-		}
-	}
-}
-
 // benchmarkTexts are 16 KiB each.
 var benchmarkTexts = []struct{ name, text string }{
 	{"ascii", repeated(`{"id":4711,"name":"Ann","tags":["a","b"]},`)},
@@ -79,53 +49,6 @@ func repeated(s string) string {
 	const size = 16 << 10
 	n := size / len(s)
 	return strings.Repeat(s, n) + strings.Repeat(".", size-n*len(s))
-}
-
-// A whole frame, beside the standard library, and the same text in pieces of 1,000
-// bytes, which is how a fragmented message comes.
-func BenchmarkUTF8(b *testing.B) {
-	for _, t := range benchmarkTexts {
-		for _, way := range []struct {
-			name  string
-			valid func([]byte) bool
-		}{{"ours", validUTF8}, {"std", utf8.Valid}} {
-			for _, size := range []int{32, 125, 1 << 10, 16 << 10} {
-				text := t.text
-				if size < len(text) {
-					text = strings.ToValidUTF8(text[:size], "")
-					text += strings.Repeat(".", size-len(text))
-				}
-				p := []byte(text)
-				b.Run(fmt.Sprintf("%s/%s/size=%d", t.name, way.name, size), func(b *testing.B) {
-					b.SetBytes(int64(len(p)))
-					b.ReportAllocs()
-					for b.Loop() {
-						if !way.valid(p) {
-							b.Fatal("not valid")
-						}
-					}
-				})
-			}
-		}
-		p := []byte(t.text)
-		b.Run(t.name+"/pieces", func(b *testing.B) {
-			b.SetBytes(int64(len(p)))
-			b.ReportAllocs()
-			for b.Loop() {
-				var u utf8Checker
-				for rest := p; len(rest) > 0; {
-					n := min(1000, len(rest))
-					if !u.write(rest[:n]) {
-						b.Fatal("not valid")
-					}
-					rest = rest[n:]
-				}
-				if !u.complete() {
-					b.Fatal("not complete")
-				}
-			}
-		})
-	}
 }
 
 // One message through the core and back into bytes: parse, check, unmask,

@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"net"
+
+	"github.com/peerws/peerws/internal/utf8check"
 )
 
 // A messageWriter writes one message in pieces.
@@ -12,7 +14,7 @@ type messageWriter struct {
 	ctx  context.Context
 	op   opcode // of the next frame
 	text bool
-	utf8 utf8Checker
+	utf8 utf8check.Checker
 	buf  *buffer // what is not enough for a frame yet; nil once closed
 	err  error
 }
@@ -57,14 +59,14 @@ func (m *messageWriter) Write(p []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	before := m.utf8
-	if m.text && !m.utf8.write(p) {
+	if m.text && !m.utf8.Write(p) {
 		m.utf8 = before
 		return 0, errTextUTF8
 	}
 	n := m.take(p)
 	if m.text && n < len(p) { // Close must know where the text really stops
 		m.utf8 = before
-		m.utf8.write(p[:n])
+		m.utf8.Write(p[:n])
 	}
 	return n, m.err
 }
@@ -127,7 +129,7 @@ func (m *messageWriter) Close() error {
 		m.buf.free()
 		m.buf = nil
 	}()
-	if m.text && m.err == nil && !m.utf8.complete() {
+	if m.text && m.err == nil && !m.utf8.Complete() {
 		m.err = errTextUTF8
 	}
 	if m.err != nil { // nobody shall take a part for the whole

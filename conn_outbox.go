@@ -1,6 +1,10 @@
 package peerws
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/peerws/peerws/internal/mask"
+)
 
 // An outbox is what waits for the kernel: wire bytes in chunks, no header
 // across two of them, and a lane of its own for control frames. It has no lock
@@ -85,7 +89,7 @@ func (o *outbox) enqueueFrame(h header, p []byte) {
 		k := min(len(p)-at, cap(f.b)-len(f.b))
 		f.b = append(f.b, p[at:at+k]...)
 		if h.masked {
-			mask(f.b[len(f.b)-k:], h.key, int64(at))
+			mask.Bytes(f.b[len(f.b)-k:], h.key, int64(at))
 		}
 		at += k
 	}

@@ -1,4 +1,4 @@
-package peerws
+package utf8check
 
 import (
 	"os"

@@ -1,4 +1,6 @@
-package peerws
+// Package utf8check checks that text is UTF-8 (RFC 3629): whole, by a vector kernel
+// where there is one, or as it arrives in pieces, failing at the first wrong byte.
+package utf8check
 
 import (
 	"encoding/binary"
@@ -20,16 +22,16 @@ func validPortable(p []byte) bool {
 	return utf8.Valid(p)
 }
 
-// A utf8Checker checks text that arrives in pieces and says no at the first
+// A Checker checks text that arrives in pieces and says no at the first
 // byte that cannot be right (RFC 6455 §8.1), also when the character is still
 // incomplete. Its zero value is ready.
-type utf8Checker struct {
+type Checker struct {
 	carry [utf8.UTFMax]byte // the beginning of a character cut off at the end of the last piece
 	n     uint8
 }
 
-// write takes the next piece.
-func (u *utf8Checker) write(p []byte) bool {
+// Write takes the next piece.
+func (u *Checker) Write(p []byte) bool {
 	for u.n > 0 && len(p) > 0 {
 		u.carry[u.n] = p[0]
 		u.n++
@@ -53,8 +55,8 @@ func (u *utf8Checker) write(p []byte) bool {
 		}
 		break
 	}
-	return validUTF8(p)
+	return Valid(p)
 }
 
-// complete reports whether the text may end here.
-func (u *utf8Checker) complete() bool { return u.n == 0 }
+// Complete reports whether the text may end here.
+func (u *Checker) Complete() bool { return u.n == 0 }

@@ -1,6 +1,7 @@
-package peerws
+package utf8check
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -48,7 +49,7 @@ func firstWrong(s string) (at int, whole bool) {
 	return -1, rest == nil
 }
 
-// wantUTF8 checks a utf8Checker's verdict on s: at once, cut in two at every
+// wantUTF8 checks a Checker's verdict on s: at once, cut in two at every
 // place, and byte by byte.
 func wantUTF8(t *testing.T, s string) {
 	t.Helper()
@@ -56,29 +57,29 @@ func wantUTF8(t *testing.T, s string) {
 	if whole != utf8.ValidString(s) {
 		t.Fatalf("the reference is wrong about % x", s)
 	}
-	var u utf8Checker
+	var u Checker
 	for i := range len(s) {
-		if ok := u.write([]byte(s[i : i+1])); ok != (i != wrong) {
+		if ok := u.Write([]byte(s[i : i+1])); ok != (i != wrong) {
 			t.Fatalf("% x byte by byte: byte %d is %v, first wrong byte is %d", s, i, ok, wrong)
 		} else if !ok {
 			break
 		}
 	}
-	if wrong < 0 && u.complete() != whole {
+	if wrong < 0 && u.Complete() != whole {
 		t.Fatalf("% x byte by byte: complete is %v", s, !whole)
 	}
 	for cut := range len(s) + 1 {
-		var u utf8Checker
-		first := u.write([]byte(s[:cut]))
+		var u Checker
+		first := u.Write([]byte(s[:cut]))
 		if first != (wrong < 0 || wrong >= cut) {
 			t.Fatalf("% x | % x: the first piece is %v, first wrong byte is %d", s[:cut], s[cut:], first, wrong)
 		}
 		if !first {
 			continue
 		}
-		if ok := u.write([]byte(s[cut:])); ok != (wrong < 0) {
+		if ok := u.Write([]byte(s[cut:])); ok != (wrong < 0) {
 			t.Fatalf("% x | % x: the second piece is %v, first wrong byte is %d", s[:cut], s[cut:], ok, wrong)
-		} else if ok && u.complete() != whole {
+		} else if ok && u.Complete() != whole {
 			t.Fatalf("% x | % x: complete is %v", s[:cut], s[cut:], !whole)
 		}
 	}
@@ -140,27 +141,27 @@ func TestSection8_1_UTF8_Text(t *testing.T) {
 
 // A character in as many pieces as it has bytes, with empty pieces between.
 func TestSection8_1_UTF8_EmptyPieces(t *testing.T) {
-	var u utf8Checker
+	var u Checker
 	for i, b := range []byte("😀") {
-		if u.complete() != (i == 0) {
+		if u.Complete() != (i == 0) {
 			t.Errorf("complete before byte %d", i)
 		}
-		if !u.write(nil) || !u.write([]byte{b}) || !u.write([]byte{}) {
+		if !u.Write(nil) || !u.Write([]byte{b}) || !u.Write([]byte{}) {
 			t.Errorf("byte %d refused", i)
 		}
 	}
-	if !u.complete() {
+	if !u.Complete() {
 		t.Error("not complete at the end")
 	}
 }
 
-// Whole texts may be checked in blocks (utf8_amd64.s): what is right or wrong must be so
+// Whole texts may be checked in blocks (utf8check_amd64.s): what is right or wrong must be so
 // at every place in them.
 
-// wantValid checks validUTF8's verdict on p.
+// wantValid checks Valid's verdict on p.
 func wantValid(t *testing.T, p []byte, want bool) {
 	t.Helper()
-	if validUTF8(p) != want {
+	if Valid(p) != want {
 		t.Fatalf("%d bytes, % x: valid is %v", len(p), p, !want)
 	}
 }
@@ -186,7 +187,7 @@ func TestSection8_1_UTF8_AllPairsAtAllOffsets(t *testing.T) {
 				a, b := byte(pair>>8), byte(pair)
 				p[at], p[at+1] = a, b
 				want := utf8.Valid(p[at : at+2])
-				if validUTF8(p) != want {
+				if Valid(p) != want {
 					t.Fatalf("% x at %d among %q: valid is %v", p[at:at+2], at, s[:size], !want)
 				}
 			}
@@ -202,7 +203,7 @@ func TestSection8_1_UTF8_AllTriplesInsideBlocks(t *testing.T) {
 	check := func(s ...byte) {
 		at = (at + 1) % 64
 		copy(p[at:], s)
-		if want := utf8.Valid(s); validUTF8(p) != want {
+		if want := utf8.Valid(s); Valid(p) != want {
 			t.Fatalf("% x at %d: valid is %v", s, at, !want)
 		}
 		for i := range s {
@@ -266,11 +267,104 @@ func TestSection8_1_UTF8_AllCuts(t *testing.T) {
 
 func TestUTF8Allocations(t *testing.T) {
 	text := []byte("aé€😀aé€😀")
-	wantNoAllocs(t, "utf8Checker", func() {
-		var u utf8Checker
-		u.write(text[:9])
-		u.write(text[9:])
+	wantNoAllocs := func(what string, f func()) {
+		t.Helper()
+		if n := testing.AllocsPerRun(100, f); n != 0 {
+			t.Errorf("%s: %v allocations a run, want 0", what, n)
+		}
+	}
+	wantNoAllocs("Checker", func() {
+		var u Checker
+		u.Write(text[:9])
+		u.Write(text[9:])
 	})
 	long := []byte(surroundings[1])
-	wantNoAllocs(t, "validUTF8", func() { validUTF8(long) })
+	wantNoAllocs("Valid", func() { Valid(long) })
+}
+
+// FuzzUTF8: Valid and Checker agree with the standard library, wherever the
+// bytes lie in a text, and wherever it is cut in two.
+func FuzzUTF8(f *testing.F) {
+	for _, seed := range []string{
+		"", "a", "я", "€", "😀", "\xff", "\xc0\xaf", "\xe0\x80\xaf", "\xed\xa0\x80", "\xf0\x80\x80\xaf", "\xf4\x90\x80\x80",
+		"\xf0\x9f\x98", strings.Repeat("a", 130) + "\x80", strings.Repeat("я", 70), strings.Repeat("€😀", 30), strings.Repeat("Zwölf Boxkämpfer ", 20),
+	} {
+		f.Add([]byte(seed), uint8(0), uint8(0), uint16(1))
+		f.Add([]byte(seed), uint8(31), uint8(33), uint16(40))
+	}
+	around := []byte(strings.Repeat("a", 256))
+	f.Fuzz(func(t *testing.T, b []byte, before, behind uint8, cut uint16) {
+		p := slices.Concat(around[:before], b, around[:behind])
+		want := utf8.Valid(p)
+		if Valid(p) != want {
+			t.Fatalf("% x: valid is %v", p, !want)
+		}
+		var u Checker
+		n := min(int(cut), len(p))
+		if got := u.Write(p[:n]) && u.Write(p[n:]) && u.Complete(); got != want {
+			t.Fatalf("% x | % x: valid is %v", p[:n], p[n:], got)
+		}
+	})
+}
+
+// benchmarkTexts are 16 KiB each.
+var benchmarkTexts = []struct{ name, text string }{
+	{"ascii", repeated(`{"id":4711,"name":"Ann","tags":["a","b"]},`)},
+	{"german", repeated("Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. ")},
+	{"cyrillic", repeated("Съешь же ещё этих мягких французских булок, да выпей чаю. ")},
+	{"chinese", repeated("天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。")},
+}
+
+// repeated is s again and again, in 16 KiB that end with a whole character.
+func repeated(s string) string {
+	const size = 16 << 10
+	n := size / len(s)
+	return strings.Repeat(s, n) + strings.Repeat(".", size-n*len(s))
+}
+
+// A whole frame, beside the standard library, and the same text in pieces of 1,000
+// bytes, which is how a fragmented message comes.
+func BenchmarkUTF8(b *testing.B) {
+	for _, t := range benchmarkTexts {
+		for _, way := range []struct {
+			name  string
+			valid func([]byte) bool
+		}{{"ours", Valid}, {"std", utf8.Valid}} {
+			for _, size := range []int{32, 125, 1 << 10, 16 << 10} {
+				text := t.text
+				if size < len(text) {
+					text = strings.ToValidUTF8(text[:size], "")
+					text += strings.Repeat(".", size-len(text))
+				}
+				p := []byte(text)
+				b.Run(fmt.Sprintf("%s/%s/size=%d", t.name, way.name, size), func(b *testing.B) {
+					b.SetBytes(int64(len(p)))
+					b.ReportAllocs()
+					for b.Loop() {
+						if !way.valid(p) {
+							b.Fatal("not valid")
+						}
+					}
+				})
+			}
+		}
+		p := []byte(t.text)
+		b.Run(t.name+"/pieces", func(b *testing.B) {
+			b.SetBytes(int64(len(p)))
+			b.ReportAllocs()
+			for b.Loop() {
+				var u Checker
+				for rest := p; len(rest) > 0; {
+					n := min(1000, len(rest))
+					if !u.Write(rest[:n]) {
+						b.Fatal("not valid")
+					}
+					rest = rest[n:]
+				}
+				if !u.Complete() {
+					b.Fatal("not complete")
+				}
+			}
+		})
+	}
 }

@@ -1,6 +1,6 @@
 //go:build !purego
 
-package peerws
+package mask
 
 import "golang.org/x/sys/cpu"
 
