@@ -3,7 +3,6 @@ package peerws
 import (
 	"context"
 	"errors"
-	"net"
 	"strconv"
 	"unicode/utf8"
 )
@@ -307,22 +306,33 @@ func (c *WebSocket) awaitWrite(over func() bool) {
 	}
 }
 
-// closeWrite ends our direction of the transport, where it has one.
-func closeWrite(conn net.Conn) {
-	closeNotify(conn)
-	if h, ok := socketOf(conn).(interface{ CloseWrite() error }); ok {
-		h.CloseWrite()
-	}
+// Done returns a channel that is closed after OnClose has returned: no callback
+// of this socket runs after that, but one that is set even later.
+func (c *WebSocket) Done() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.doneLocked()
 }
 
-// shutdown ends both directions without giving the descriptor up. It does not
-// wait for anything.
-func shutdown(conn net.Conn) {
-	conn = socketOf(conn)
-	if h, ok := conn.(interface{ CloseWrite() error }); ok {
-		h.CloseWrite()
+func (c *WebSocket) doneLocked() chan struct{} {
+	x := c.rareLocked()
+	if x.doneCh == nil {
+		x.doneCh = make(chan struct{})
+		if c.lf.ended {
+			close(x.doneCh)
+		}
 	}
-	if h, ok := conn.(interface{ CloseRead() error }); ok {
-		h.CloseRead()
+	return x.doneCh
+}
+
+// Wait waits for the end and returns how it came. An error is ctx's.
+func (c *WebSocket) Wait(ctx context.Context) (CloseEvent, error) {
+	select {
+	case <-c.Done():
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.eventLocked(), nil
+	case <-ctx.Done():
+		return CloseEvent{}, context.Cause(ctx)
 	}
 }

@@ -198,67 +198,6 @@ func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte)
 	c.core.release()
 }
 
-// awaitGate waits, with a message at hand, until somebody wants messages: an
-// OnMessage, a Read that borrows the read side and gives it back, or nobody any
-// more because the socket is closing. It runs tasks meanwhile. fill reports
-// whether what is at hand is not enough to go on with.
-func (c *WebSocket) awaitGate() (v verdict, fill bool) {
-	for {
-		c.runTasks()
-		c.mu.Lock()
-		lf, calls := &c.lf, c.callsLocked()
-		c.takeHandlerLocked()
-		switch {
-		case lf.lent:
-		case lf.x.tasks != nil:
-			c.mu.Unlock()
-			continue
-		case c.aborted.Load():
-			lf.gated = false
-			c.mu.Unlock()
-			return vEnded, false
-		case lf.resume:
-			fill = lf.fill
-			lf.resume, lf.fill, lf.gated = false, false, false
-			c.mu.Unlock()
-			if fill {
-				c.compact()
-			}
-			return c.rd.verdict, fill
-		case c.handler != nil || c.ReadyState() != Open:
-			lf.gated = false
-			calls.full = event{}
-			if !c.core.streaming() || calls.stream.last { // the rest of a stream is still to come, and thrown away
-				c.core.release()
-			}
-			c.mu.Unlock()
-			return vMore, false
-		default:
-			if !lf.gated {
-				lf.gated = true
-				c.wakeReadLocked()
-			}
-		}
-		c.mu.Unlock()
-		<-calls.gate
-	}
-}
-
-// openGateLocked has awaitGate look again. mu is held.
-func (c *WebSocket) openGateLocked() {
-	if calls := c.seldom().calls; calls != nil {
-		signal(calls.gate)
-	}
-}
-
-// signal leaves a token in ch, which has room for one.
-func signal(ch chan struct{}) {
-	select {
-	case ch <- struct{}{}:
-	default:
-	}
-}
-
 // fill waits for bytes and puts them behind c.in, or straight into the message
 // they belong to.
 func (c *WebSocket) fill() verdict {

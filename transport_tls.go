@@ -100,21 +100,6 @@ func tlsState(conn net.Conn) *tls.ConnectionState {
 	return nil
 }
 
-// An earlyConn is a connection of which some bytes have been read already.
-type earlyConn struct {
-	net.Conn
-	early []byte // owned by the reader
-}
-
-func (c *earlyConn) Read(p []byte) (int, error) {
-	if len(c.early) > 0 {
-		n := copy(p, c.early)
-		c.early = c.early[n:]
-		return n, nil
-	}
-	return c.Conn.Read(p)
-}
-
 // A steadyConn makes a write's time-out mean that the peer took nothing for so
 // long. It is needed for TLS, where a Write that has timed out is the end: it
 // lies between tls.Conn and the socket, so that a slow peer that moves never
@@ -229,36 +214,4 @@ func (c *steadyConn) SetWriteDeadline(t time.Time) error {
 
 func (c *steadyConn) SetDeadline(t time.Time) error {
 	return errors.Join(c.Conn.SetReadDeadline(t), c.SetWriteDeadline(t))
-}
-
-// under returns what one of our layers, or TLS, lies on; nil for anything else.
-func under(conn net.Conn) net.Conn {
-	switch c := conn.(type) {
-	case *tls.Conn:
-		return c.NetConn()
-	case *steadyConn:
-		return c.Conn
-	case *earlyConn:
-		return c.Conn
-	}
-	return nil
-}
-
-// socketOf returns the transport without TLS. To end a connection at once is its
-// matter: tls.Conn would wait for a Write that is stuck, or to say goodbye.
-func socketOf(conn net.Conn) net.Conn {
-	for next := conn; next != nil; next = under(next) {
-		conn = next
-	}
-	return conn
-}
-
-// closeNotify tells a TLS peer that nothing more comes (RFC 8446 §6.1), so that
-// it can tell the end from a cut. Nothing may be being written.
-func closeNotify(conn net.Conn) {
-	for ; conn != nil; conn = under(conn) {
-		if t, ok := conn.(*tls.Conn); ok {
-			t.CloseWrite()
-		}
-	}
 }
