@@ -107,18 +107,19 @@ type life struct {
 
 	code      StatusCode // of the peer's Close frame
 	initiator Initiator
-	secure    bool // immutable
-	callbacks bool // the style is OnMessage's
-	reading   bool // or Read's
-	gated     bool // the reader waits with a message at hand, and its side may be borrowed
-	lent      bool // it is
-	resume    bool // a borrower wants it to go on
-	fill      bool // and first of all to get more bytes
-	running   bool // run has been started and will look at tasks
-	ended     bool // the last event has been delivered
-	caused    bool // initiator, and rare.cause, say why the socket ended
-	sent      bool // the kernel has our Close frame
-	received  bool // the peer's is here
+	secure    bool  // immutable
+	callbacks bool  // the style is OnMessage's
+	reading   bool  // or Read's
+	gated     bool  // the reader waits with a message at hand, and its side may be borrowed
+	lent      bool  // it is
+	resume    bool  // a borrower wants it to go on
+	fill      bool  // and first of all to get more bytes
+	running   bool  // run has been started and will look at tasks
+	ended     bool  // the last event has been delivered
+	entry     entry // whether OnConnection has the socket
+	caused    bool  // initiator, and rare.cause, say why the socket ended
+	sent      bool  // the kernel has our Close frame
+	received  bool  // the peer's is here
 }
 
 // rare is the part of life that most sockets never need. Guarded by mu.
@@ -137,7 +138,8 @@ type rare struct {
 	protocol  string             // of a dialled socket
 	clock     *clock             // of a dialled socket
 	cancel    context.CancelFunc // of a dial that is going on
-	readUntil time.Time          // the reader's own deadline
+	readUntil time.Time          // the reader's own deadline: writing has failed
+	returned  chan struct{}      // closed when OnConnection has returned, while entry is entryHeld
 	cause     error
 	reason    string // of the peer's Close frame
 }
@@ -183,6 +185,62 @@ func (c *WebSocket) open(conn net.Conn, client bool, early *buffer) {
 		c.startClock()
 	}
 	c.setState(Open)
+}
+
+// entry tells whether the program's OnConnection has the socket. Its goroutine,
+// which reads, is started when that has returned, or before, if the program reads
+// in it or stays in it: then it keeps messages and callbacks back.
+type entry uint8
+
+const (
+	// entryNone: OnConnection has returned, or there is none. Next: entryOffered.
+	entryNone entry = iota
+	// entryOffered: OnConnection runs, nobody reads yet. Next: entryHeld, or
+	// entryNone when it returns.
+	entryOffered
+	// entryHeld: OnConnection runs, and the reader too. Messages go to a Read
+	// only, and no other callback runs. Next: entryNone.
+	entryHeld
+)
+
+// offer runs f, an OnConnection, and then the socket. The goroutine is f's.
+func (c *WebSocket) offer(f func(*WebSocket)) {
+	c.mu.Lock()
+	c.lf.entry = entryOffered
+	c.mu.Unlock()
+	f(c)
+	c.mu.Lock()
+	held := c.lf.entry == entryHeld
+	c.lf.entry = entryNone
+	if held {
+		x := c.lf.x
+		close(x.returned)
+		if x.handler != nil {
+			c.newHandler.Store(true)
+		}
+		c.openGateLocked()
+		if x.tasks != nil && !c.aborted.Load() {
+			c.conn.SetReadDeadline(past)
+		}
+	}
+	c.mu.Unlock()
+	if !held {
+		c.begin()
+	}
+}
+
+// beginHeldLocked starts the reader of a socket that OnConnection still has. mu
+// is held.
+func (c *WebSocket) beginHeldLocked() {
+	if c.lf.entry != entryOffered {
+		return
+	}
+	c.lf.entry = entryHeld
+	x := c.rareLocked()
+	x.returned = make(chan struct{})
+	x.handler, c.handler = c.handler, nil
+	c.lf.running = true
+	c.begin()
 }
 
 // begin runs the socket on a goroutine of its own: a fresh one has a small stack.

@@ -263,6 +263,12 @@ func (c *WebSocket) end() {
 	c.lf.head = ""
 	c.setState(Closed)
 	c.wakeReadLocked()
+	if c.lf.entry == entryHeld { // OnConnection comes first
+		returned := c.lf.x.returned
+		c.mu.Unlock()
+		<-returned
+		c.mu.Lock()
+	}
 	onError, onClose, ev := c.seldom().onError, c.lf.onClose, c.eventLocked()
 	c.lf.onClose = nil
 	if x := c.lf.x; x != nil {

@@ -40,8 +40,10 @@ func (c *WebSocket) OnMessage(f func(c *WebSocket, m Message)) {
 	default:
 		c.lf.callbacks = true
 		c.rareLocked().handler = f
-		c.newHandler.Store(true)
-		c.openGateLocked()
+		if c.lf.entry != entryHeld { // else offer does it
+			c.newHandler.Store(true)
+			c.openGateLocked()
+		}
 	}
 	c.mu.Unlock()
 	if reading {
@@ -121,6 +123,9 @@ func (c *WebSocket) runTasks() {
 	for {
 		c.mu.Lock()
 		tasks := c.seldom().tasks
+		if c.lf.entry == entryHeld {
+			tasks = nil // OnConnection runs
+		}
 		if tasks != nil {
 			c.lf.x.tasks = nil
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"time"
 )
@@ -37,8 +38,14 @@ func (c *WebSocket) wroteSome() { c.phase.Add(2) }
 
 // look moves a socket's pulse on at the clock's time now.
 func (c *WebSocket) look(now uint32) {
+	if c.phase.Load() == 0 { // its reader has not waited yet, or does not run
+		c.mu.Lock()
+		c.beginHeldLocked()
+		c.mu.Unlock()
+	}
 	switch c.ReadyState() {
 	case Open:
+		c.lookGated()
 		if c.set.pingInterval > 0 {
 			c.lookOpen(now)
 		}
@@ -49,6 +56,35 @@ func (c *WebSocket) look(now uint32) {
 		if by != 0 && !before(now, by) && !c.aborted.Load() {
 			c.abort(InitiatorTimeout, errCloseTimeout)
 		}
+	}
+}
+
+// lookGated looks after a socket whose reader waits for the program to want a
+// message, and so does not see by itself that the transport has ended. What has
+// come can be read for a while yet.
+func (c *WebSocket) lookGated() {
+	if c.phase.Load()&1 != 0 {
+		return
+	}
+	c.mu.Lock()
+	gated := c.lf.gated && !c.lf.resume && c.seldom().readUntil.IsZero()
+	c.mu.Unlock()
+	if !gated {
+		return
+	}
+	broken, ended := hungUp(c.conn)
+	if !broken && !ended {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	patience := orDefault(c.set.closeTimeout, defaultCloseTimeout)
+	if !broken { // the peer sends nothing more, but may still take what we send
+		patience = max(patience, c.set.pingInterval+c.set.pongTimeout)
+	}
+	if c.lf.gated {
+		c.becauseLocked(InitiatorNetwork, io.ErrUnexpectedEOF)
+		c.readForLocked(patience)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"time"
 )
 
 // The read side: one goroutine a connection. It parks until the socket is
@@ -335,10 +334,10 @@ func (c *WebSocket) readFailed(err error) verdict {
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.mu.Lock()
-		until := c.seldom().readUntil
-		dead := !until.IsZero() && !time.Now().Before(until)
+		x := c.seldom()
+		dead := x.overdue()
 		if !c.aborted.Load() && !dead {
-			c.conn.SetReadDeadline(until)
+			c.conn.SetReadDeadline(x.readUntil)
 		}
 		c.mu.Unlock()
 		if dead {

@@ -1,6 +1,9 @@
 package peerws
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Turns of the read side. The connection's goroutine owns it; when a message waits
 // and the program reads by calls, the goroutine of a Read borrows it and gives it
@@ -32,6 +35,7 @@ func (c *WebSocket) takeTurn(ctx context.Context) (*calls, error) {
 		return nil, ErrReading
 	}
 	c.lf.reading = true
+	c.beginHeldLocked()
 	k := c.callsLocked()
 	c.mu.Unlock()
 	select {
@@ -87,7 +91,7 @@ func (c *WebSocket) giveBack(k *calls, more bool) {
 	c.mu.Lock()
 	c.lf.lent = false
 	c.lf.resume, c.lf.fill = !atHand, more && c.rd.verdict == vMore
-	if !atHand || c.aborted.Load() || c.ReadyState() != Open || c.lf.x.tasks != nil {
+	if x := c.lf.x; !atHand || c.aborted.Load() || c.ReadyState() != Open || x.tasks != nil || !x.readUntil.IsZero() {
 		c.openGateLocked()
 	}
 	c.mu.Unlock()
@@ -112,10 +116,14 @@ func (c *WebSocket) awaitGate() (v verdict, fill bool) {
 		c.takeHandlerLocked()
 		switch {
 		case lf.lent:
-		case lf.x.tasks != nil:
+		case lf.x.tasks != nil && lf.entry != entryHeld:
 			c.mu.Unlock()
 			continue
 		case c.aborted.Load():
+			lf.gated = false
+			c.mu.Unlock()
+			return vEnded, false
+		case lf.x.overdue():
 			lf.gated = false
 			c.mu.Unlock()
 			return vEnded, false
@@ -145,6 +153,10 @@ func (c *WebSocket) awaitGate() (v verdict, fill bool) {
 		<-calls.gate
 	}
 }
+
+// overdue reports whether writing has failed so long ago that nothing is read
+// any more.
+func (x *rare) overdue() bool { return !x.readUntil.IsZero() && !time.Now().Before(x.readUntil) }
 
 // openGateLocked has awaitGate look again. mu is held.
 func (c *WebSocket) openGateLocked() {

@@ -404,8 +404,23 @@ func (c *WebSocket) writeFailed(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.becauseLocked(InitiatorNetwork, err)
+	c.readForLocked(orDefault(c.set.closeTimeout, defaultCloseTimeout))
+}
+
+// readForLocked has the socket end when patience is over, whether or not the
+// program has read what has come until then. mu is held.
+func (c *WebSocket) readForLocked(patience time.Duration) {
 	x := c.rareLocked()
-	x.readUntil = time.Now().Add(orDefault(c.set.closeTimeout, defaultCloseTimeout))
+	if !x.readUntil.IsZero() && !time.Now().Add(patience).Before(x.readUntil) {
+		return
+	}
+	x.readUntil = time.Now().Add(patience)
+	// The reader may be waiting for a program that reads no more.
+	time.AfterFunc(patience, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.openGateLocked()
+	})
 	if !c.aborted.Load() && x.tasks == nil { // tasks have woken the reader, which will set it
 		c.conn.SetReadDeadline(x.readUntil)
 	}

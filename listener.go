@@ -221,10 +221,7 @@ func (l *WebSocketListener) OnConnection(f func(*WebSocket)) {
 	}
 	l.mu.Unlock()
 	for _, c := range waiting {
-		go func() {
-			f(c)
-			c.begin()
-		}()
+		go c.offer(f)
 	}
 }
 

@@ -225,7 +225,6 @@ func (l *WebSocketListener) handOver(c *WebSocket) {
 		c.CloseWith(StatusGoingAway, "")
 		c.begin()
 	case f != nil:
-		f(c)
-		c.begin()
+		c.offer(f)
 	}
 }

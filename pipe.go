@@ -25,10 +25,11 @@ func Pipe(l ListenConfig, d Dialer) (accepted, dialled *WebSocket) {
 	accepted.where = "pipe/"
 	dialled.wr.shut = false
 	dialled.open(b, true, nil)
-	if l.OnConnection != nil {
-		l.OnConnection(accepted)
-	}
-	accepted.begin()
 	dialled.begin()
+	if l.OnConnection != nil {
+		accepted.offer(l.OnConnection)
+	} else {
+		accepted.begin()
+	}
 	return accepted, dialled
 }

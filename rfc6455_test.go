@@ -117,6 +117,11 @@ func TestTablesNameTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	kernels, err := filepath.Glob("internal/[mu]*/*_test.go") // mask and utf8check
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = append(files, kernels...)
 	exists := map[string]bool{}
 	named := map[string]string{}
 	name := regexp.MustCompile(`\b(Test|Fuzz|Benchmark)[A-Z0-9]\w*`)
