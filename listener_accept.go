@@ -3,14 +3,18 @@ package peerws
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"runtime"
 	"sync"
+	"syscall"
 	"time"
 )
 
 // Admission: what is accepted from the system, and how much of it at a time.
 
-// acceptLoop takes transports from the system.
+// acceptLoop takes transports from the system. Nothing in it waits for a peer,
+// but for a place among the handshakes.
 func (l *WebSocketListener) acceptLoop() {
 	defer close(l.accepting)
 	var pause time.Duration
@@ -26,7 +30,7 @@ func (l *WebSocketListener) acceptLoop() {
 			return
 		default:
 		}
-		if errors.Is(err, net.ErrClosed) || !temporary(err) {
+		if unusable(err) {
 			l.mu.Lock()
 			l.err = fmt.Errorf("peerws: accept: %w", err)
 			l.mu.Unlock()
@@ -34,9 +38,10 @@ func (l *WebSocketListener) acceptLoop() {
 			go l.Close()
 			return
 		}
-		// Out of descriptors or memory: it passes.
+		if pause == 0 { // once for all that fail in a row
+			l.log.Warn("accept failed, trying on", "err", err)
+		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		l.log.Warn("accept failed", "err", err, "retry", pause)
 		t := time.NewTimer(pause)
 		select {
 		case <-t.C:
@@ -47,15 +52,25 @@ func (l *WebSocketListener) acceptLoop() {
 	}
 }
 
-// temporary reports whether accepting may succeed later.
-func temporary(err error) bool {
-	e, ok := errors.AsType[net.Error](err)
-	return ok && (e.Timeout() || isTemporary(e))
-}
-
-func isTemporary(err any) bool {
-	t, ok := err.(interface{ Temporary() bool })
-	return ok && t.Temporary()
+// unusable reports whether accepting can never succeed again. Every other error
+// passes: the system has run out of descriptors or memory, a firewall said no,
+// or, on Linux, the error is one of the connection that was to be accepted
+// (accept(2)).
+func unusable(err error) bool {
+	for _, end := range [...]error{
+		net.ErrClosed, io.EOF, io.ErrClosedPipe, // a listener that wraps another may say it so
+		syscall.EBADF, syscall.EINVAL, syscall.ENOTSOCK,
+	} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	if runtime.GOOS != "windows" {
+		return false
+	}
+	// Winsock has numbers of its own: WSAEBADF, WSAEINVAL, WSAENOTSOCK.
+	errno, ok := errors.AsType[syscall.Errno](err)
+	return ok && (errno == 10009 || errno == 10022 || errno == 10038)
 }
 
 // An ipKey is what MaxConnectionsPerIP counts together: an IPv4 address or the

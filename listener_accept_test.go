@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -385,58 +388,82 @@ func TestConnections_EndsSilently(t *testing.T) {
 	})
 }
 
-// When the transport listener fails, that is told, once, everywhere.
+// When the transport listener can never accept again, that is told, once,
+// everywhere.
 func TestListener_Fails(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		broken := errors.New("broken")
-		ln := &failing{Listener: memnet.Listen(0), err: make(chan error, 1)}
-		l, err := ListenConfig{}.Serve(ln)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []error
-		ln.err <- broken
-		for _, err := range l.Connections(t.Context()) {
-			got = append(got, err)
-		}
-		if len(got) != 1 || !errors.Is(got[0], broken) || !errors.Is(got[0], net.ErrClosed) {
-			t.Errorf("Connections: %v", got)
-		}
-		<-l.Done()
-		if err := l.Err(); !errors.Is(err, broken) || l.ReadyState() != ListenerClosed {
-			t.Errorf("%v, %v", err, l.ReadyState())
-		}
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	for _, broken := range []error{
+		net.ErrClosed, io.EOF, io.ErrClosedPipe, syscall.EBADF, syscall.EINVAL, syscall.ENOTSOCK,
+		fmt.Errorf("mux: %w", io.EOF),
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ln := &failing{Listener: memnet.Listen(0), err: make(chan error, 1)}
+			l, err := ListenConfig{}.Serve(ln)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []error
+			ln.err <- &net.OpError{Op: "accept", Net: "tcp", Err: broken}
+			for _, err := range l.Connections(t.Context()) {
+				got = append(got, err)
+			}
+			if len(got) != 1 || !errors.Is(got[0], broken) || !errors.Is(got[0], net.ErrClosed) {
+				t.Errorf("Connections: %v", got)
+			}
+			<-l.Done()
+			if err := l.Err(); !errors.Is(err, broken) || l.ReadyState() != ListenerClosed {
+				t.Errorf("%v, %v", err, l.ReadyState())
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
-// Out of descriptors is no reason to end.
-func TestListener_TemporaryError(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ln := &failing{Listener: memnet.Listen(0), err: make(chan error, 10)}
-		for range 10 {
-			ln.err <- &net.OpError{Op: "accept", Err: temporaryError{}}
-		}
-		l, err := ListenConfig{OnConnection: echoing}.Serve(ln)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := ln.Listener.(*memnet.Listener).Dial(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		start := time.Now()
-		k := knockOn(t, conn, upgrade, maskedHello)
-		k.wantOpen()
-		k.wantBytes("echo", hello)
-		if d := time.Since(start); d < time.Second || d > 10*time.Second {
-			t.Errorf("it took %v", d)
-		}
-		conn.Close()
-		l.Close()
-	})
+// Every error that passes is outlived, however often it comes, and told once.
+func TestListener_PassingErrors(t *testing.T) {
+	errs := []error{temporaryError{}, errors.New("no reason at all"), io.ErrUnexpectedEOF, os.ErrDeadlineExceeded}
+	for _, e := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.ECONNRESET,
+		syscall.EPROTO, syscall.EPERM, syscall.EACCES, syscall.ENETDOWN, syscall.ENOPROTOOPT, syscall.EHOSTDOWN,
+		syscall.EHOSTUNREACH, syscall.EOPNOTSUPP, syscall.ENETUNREACH, syscall.EINTR, syscall.EAGAIN,
+		syscall.ETIMEDOUT, syscall.EPROTONOSUPPORT, syscall.ECONNREFUSED, syscall.EPIPE,
+	} {
+		errs = append(errs, os.NewSyscallError("accept4", e))
+	}
+	for _, passing := range errs {
+		synctest.Test(t, func(t *testing.T) {
+			var told strings.Builder
+			ln := &failing{Listener: memnet.Listen(0), err: make(chan error, 20)}
+			l, err := ListenConfig{OnConnection: echoing, Logger: slog.New(slog.NewTextHandler(&told, nil))}.Serve(ln)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 20 {
+				ln.err <- &net.OpError{Op: "accept", Net: "tcp", Err: passing}
+			}
+			conn, err := ln.Listener.(*memnet.Listener).Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			k := knockOn(t, conn, upgrade, maskedHello)
+			k.wantOpen()
+			k.wantBytes("echo", hello)
+			if d := time.Since(start); d < 10*time.Second || d > 20*time.Second {
+				t.Errorf("%v: 20 tries took %v", passing, d)
+			}
+			if l.ReadyState() == ListenerClosed || l.Err() != nil {
+				t.Errorf("%v: %v, %v", passing, l.ReadyState(), l.Err())
+			}
+			conn.Close()
+			l.Close()
+			synctest.Wait()
+			if n := strings.Count(told.String(), "accept failed"); n != 1 {
+				t.Errorf("%v: told %d times:\n%s", passing, n, &told)
+			}
+		})
+	}
 }
 
 type temporaryError struct{}
