@@ -91,24 +91,33 @@ func TestListen_PortIsFreeAfterClose(t *testing.T) {
 	}
 }
 
+// Beyond MaxHandshakes an arrival waits for a place. It gets that of one that is
+// over at once, else that of the oldest that has been silent for too long.
 func TestMaxHandshakes(t *testing.T) {
 	inBubble(t, ListenConfig{MaxHandshakes: 3, OnConnection: echoing}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
-		a, b, c := dial(), dial("GET"), dial(upgradeHead)
+		start := time.Now()
+		a := dial()
+		time.Sleep(time.Millisecond)
+		b, c := dial("GET"), dial(upgradeHead)
 		synctest.Wait()
-		dial().wantRefusal(503) // without a word of its own
-		dial(upgrade, maskedHello).wantRefusal(503)
-
+		d := dial(upgrade, maskedHello)
+		synctest.Wait()
 		c.send("\r\n") // one is over, and its place is free at once
 		c.wantOpen()
-		synctest.Wait()
-		d := dial(upgrade)
 		d.wantOpen()
+		d.wantBytes("echo", hello)
+		if took := time.Since(start); took > time.Millisecond {
+			t.Errorf("it took %v", took)
+		}
 		e := dial()
 		synctest.Wait()
-		dial(upgrade).wantRefusal(503)
-		a.conn.Close()
-		synctest.Wait()
-		dial(upgrade).wantOpen()
+		f, g := dial(upgrade), dial(upgrade)
+		f.wantOpen()
+		g.wantOpen()
+		if took := time.Since(start); took != silenceGrace {
+			t.Errorf("the oldest gave way after %v", took)
+		}
+		a.wantEnd(start)
 		time.Sleep(10 * time.Second) // the rest is thrown out
 		synctest.Wait()
 		b.wantEnd(time.Now())
@@ -116,9 +125,100 @@ func TestMaxHandshakes(t *testing.T) {
 		for range 3 {
 			dial(upgrade).wantOpen()
 		}
-		if s := l.Stats(); s.Refused != 6 || s.Accepted != 6 || s.Open != 6 {
+		if s := l.Stats(); s.Refused != 3 || s.Accepted != 7 || s.Open != 7 {
 			t.Errorf("%+v", s)
 		}
+	})
+}
+
+// One whose request has been read never gives way, however long Authorize takes.
+func TestMaxHandshakes_AskedStays(t *testing.T) {
+	c := ListenConfig{MaxHandshakes: 2, Authorize: func(*http.Request) error { time.Sleep(5 * time.Second); return nil }}
+	inBubble(t, c, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		start := time.Now()
+		var all []*knocker
+		for range 6 {
+			all = append(all, dial(upgrade))
+		}
+		for i, k := range all {
+			k.wantOpen()
+			if took := time.Since(start); took < time.Duration(i/2+1)*5*time.Second {
+				t.Errorf("%d after %v", i, took)
+			}
+		}
+		if s := l.Stats(); s.Refused != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// Nor does one whose request lies in the system's buffer unread, but one that
+// sends nothing does.
+func TestMaxHandshakes_Unread(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	peer, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if rawConn(conn) == nil {
+		t.Skip("no raw path on this system")
+	}
+	a := &arrival{conn: conn, since: time.Now()}
+	late := a.since.Add(silenceGrace)
+	if a.unread(late) {
+		t.Error("nothing has been sent, and is unread")
+	}
+	io.WriteString(peer, "G")
+	raw := rawConn(conn)
+	raw.Read(func(fd uintptr) bool { return !sysEmpty(fd) })
+	if !a.unread(late) {
+		t.Error("a byte has been sent, and is not seen")
+	}
+}
+
+// A thousand peers in the same moment are all served.
+func TestMaxHandshakes_Burst(t *testing.T) {
+	inBubble(t, ListenConfig{MaxConnections: -1}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		var wg sync.WaitGroup
+		for range 1000 {
+			k := dial()
+			wg.Go(func() {
+				time.Sleep(silenceGrace / 2) // a slow line
+				k.send(upgrade)
+				k.wantOpen()
+			})
+		}
+		wg.Wait()
+		if s := l.Stats(); s.Refused != 0 || s.Accepted != 1000 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// Close ends the wait for a place.
+func TestMaxHandshakes_Close(t *testing.T) {
+	inBubble(t, ListenConfig{MaxHandshakes: 1}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		a := dial()
+		synctest.Wait()
+		b := dial(upgrade)
+		synctest.Wait()
+		start := time.Now()
+		l.Close()
+		if took := time.Since(start); took > 0 {
+			t.Errorf("Close took %v", took)
+		}
+		a.wantEnd(start)
+		b.wantEnd(start)
 	})
 }
 
@@ -132,25 +232,27 @@ func TestMaxHandshakes_Off(t *testing.T) {
 	})
 }
 
-// More are turned away than are waited for: nobody piles up.
+// Silent ones never hold more than their places, and are soon gone.
 func TestMaxHandshakes_Flood(t *testing.T) {
-	inBubble(t, ListenConfig{MaxHandshakes: 1}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
-		for range 1000 {
+	inBubble(t, ListenConfig{MaxHandshakes: 4}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		for range 40 {
 			dial()
 		}
 		synctest.Wait()
 		l.mu.Lock()
 		pending := len(l.pending)
 		l.mu.Unlock()
-		if pending != 1 {
+		if pending != 4 {
 			t.Errorf("%d in their handshake", pending)
 		}
-		time.Sleep(10*time.Second + lingerTime)
-		synctest.Wait()
-		if left := leftovers(l); left != "" {
-			t.Error(left)
+		start := time.Now()
+		dial(upgrade).wantOpen()
+		if took := time.Since(start); took > 10*silenceGrace {
+			t.Errorf("an honest one waited %v", took)
 		}
-		if s := l.Stats(); s.Refused != 1000 {
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if s := l.Stats(); s.Refused != 40 || s.Accepted != 1 {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -646,7 +748,7 @@ func TestShutdown_Races(t *testing.T) {
 	}
 }
 
-// An upgrade on a kept-alive connection needs a place among the handshakes too.
+// An upgrade on a kept-alive connection has been read already: it needs no place.
 func TestMaxHandshakes_KeptAlive(t *testing.T) {
 	inBubble(t, ListenConfig{MaxHandshakes: 1, HTTP: page}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
 		k := dial(getPage)
@@ -654,11 +756,93 @@ func TestMaxHandshakes_KeptAlive(t *testing.T) {
 		silent := dial()
 		synctest.Wait()
 		k.send(upgrade)
-		k.wantRefusal(503)
-		silent.conn.Close()
-		synctest.Wait()
-		k = dial(getPage, upgrade)
-		k.wantPage(`GET 127.0.0.1:9000 /page ""`)
 		k.wantOpen()
+		silent.conn.Close()
+	})
+}
+
+// A slowAddr is a transport whose RemoteAddr waits for the peer's first byte,
+// as one does that reads a PROXY protocol header. Its deadlines do nothing.
+type slowAddr struct {
+	net.Conn
+	once   sync.Once
+	remote net.Addr
+}
+
+func (c *slowAddr) RemoteAddr() net.Addr {
+	c.once.Do(func() {
+		var b [1]byte
+		c.remote = c.Conn.RemoteAddr()
+		if _, err := io.ReadFull(c.Conn, b[:]); err == nil {
+			c.remote = &net.TCPAddr{IP: net.IPv4(203, 0, 113, b[0]), Port: 4711}
+		}
+	})
+	return c.remote
+}
+
+func (c *slowAddr) SetDeadline(time.Time) error      { c.RemoteAddr(); return nil }
+func (c *slowAddr) SetReadDeadline(time.Time) error  { c.RemoteAddr(); return nil }
+func (c *slowAddr) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
+
+type slowAddrs struct{ *memnet.Listener }
+
+func (l slowAddrs) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &slowAddr{Conn: c}, nil
+}
+
+// A peer that does not let a transport know its address holds up nobody but
+// itself, is thrown out in time, and is counted under its address when that is
+// known.
+func TestAccept_AddressThatBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ln := memnet.Listen(0)
+		l, err := ListenConfig{MaxConnectionsPerIP: 2, OnConnection: echoing}.Serve(slowAddrs{ln})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var conns []net.Conn
+		defer func() { forgetAll(t, l, conns) }()
+		dial := func(parts ...string) *knocker {
+			conn, err := ln.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns = append(conns, conn)
+			return knockOn(t, conn, parts...)
+		}
+		start := time.Now()
+		var silent []*knocker
+		for range 5 {
+			silent = append(silent, dial())
+		}
+		synctest.Wait()
+		for range 2 {
+			k := dial("\x07", upgrade, maskedHello)
+			k.wantOpen()
+			k.wantBytes("echo", hello)
+		}
+		dial("\x08", upgrade).wantOpen()
+		if took := time.Since(start); took > 0 {
+			t.Errorf("silent ones held the others up for %v", took)
+		}
+		dial("\x07", upgrade).wantRefusal(503)
+		for _, k := range silent {
+			k.wantEnd(start)
+		}
+		if took := time.Since(start); took < 10*time.Second || took > 12*time.Second {
+			t.Errorf("thrown out after %v", took)
+		}
+		last := dial()
+		synctest.Wait()
+		start = time.Now()
+		l.Close()
+		last.wantEnd(start)
+		if took := time.Since(start); took > 0 {
+			t.Errorf("Close took %v", took)
+		}
 	})
 }
