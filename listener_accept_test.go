@@ -537,12 +537,12 @@ func TestListener_PassingErrors(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var told strings.Builder
 			ln := &failing{Listener: memnet.Listen(0), err: make(chan error, 20)}
+			for range 20 {
+				ln.err <- &net.OpError{Op: "accept", Net: "tcp", Err: passing}
+			}
 			l, err := ListenConfig{OnConnection: echoing, Logger: slog.New(slog.NewTextHandler(&told, nil))}.Serve(ln)
 			if err != nil {
 				t.Fatal(err)
-			}
-			for range 20 {
-				ln.err <- &net.OpError{Op: "accept", Net: "tcp", Err: passing}
 			}
 			conn, err := ln.Listener.(*memnet.Listener).Dial(t.Context())
 			if err != nil {
