@@ -125,6 +125,7 @@ func TestMaxHandshakes(t *testing.T) {
 		for range 3 {
 			dial(upgrade).wantOpen()
 		}
+		synctest.Wait()
 		if s := l.Stats(); s.Refused != 3 || s.Accepted != 7 || s.Open != 7 {
 			t.Errorf("%+v", s)
 		}
@@ -146,6 +147,7 @@ func TestMaxHandshakes_AskedStays(t *testing.T) {
 				t.Errorf("%d after %v", i, took)
 			}
 		}
+		synctest.Wait()
 		if s := l.Stats(); s.Refused != 0 {
 			t.Errorf("%+v", s)
 		}
@@ -199,6 +201,7 @@ func TestMaxHandshakes_Burst(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		synctest.Wait()
 		if s := l.Stats(); s.Refused != 0 || s.Accepted != 1000 {
 			t.Errorf("%+v", s)
 		}
