@@ -79,7 +79,7 @@ type ListenConfig struct {
 
 	HandshakeTimeout    time.Duration // for the whole opening handshake, TLS included; 0: 10 s
 	MaxHeaderBytes      int           // of a request head; 0: 8 KiB; there is always a limit
-	MaxHandshakes       int           // opening handshakes at a time; 0: 128
+	MaxHandshakes       int           // opening handshakes at a time, further arrivals wait and the oldest silent one gives way; 0: 128
 	MaxConnections      int           // sockets at a time, and connections of HTTP; 0: 1024
 	MaxConnectionsPerIP int           // transports at a time from one IPv4 address or IPv6 /64; 0: 64, loopback not counted
 	MaxMessageSize      int64         // bytes over all fragments of a message; 0: 1 MiB
@@ -164,6 +164,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		done:         make(chan struct{}),
 		accepting:    make(chan struct{}),
 		arrived:      make(chan struct{}, 1),
+		place:        make(chan struct{}, 1),
 		onConnection: c.OnConnection,
 		verify:       c.Verify,
 		loopDial:     c.loopDial,

@@ -75,6 +75,7 @@ type WebSocketListener struct {
 	done          chan struct{}  // closed when it has ended
 	accepting     chan struct{}  // closed when the accept loop is gone
 	arrived       chan struct{}  // a token while a socket waits for Accept
+	place         chan struct{}  // a token when crowd was set and a handshake is over
 	work          sync.WaitGroup // handshakes
 
 	mu           sync.Mutex // leaf: guards what is below
@@ -83,6 +84,7 @@ type WebSocketListener struct {
 	waiting      []*WebSocket // not handed over yet
 	sockets      []*WebSocket // each knows its index: WebSocket.slot
 	pending      []*arrival   // in the opening handshake
+	crowd        bool         // acceptLoop waits for one of them to leave
 	where        string       // host and target of the last request, shared by sockets
 	reserved     int          // sockets and those about to be
 	perIP        map[ipKey]int
@@ -303,7 +305,7 @@ func (l *WebSocketListener) look(now uint32) (found bool) {
 	defer l.mu.Unlock()
 	if t := l.set.handshakeTimeout; t > 0 {
 		for _, a := range l.pending {
-			if !before(now, a.since+millis(t)) {
+			if time.Since(a.since) >= t {
 				a.cutLocked()
 			}
 		}

@@ -3,14 +3,18 @@ package peerws
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"runtime"
 	"sync"
+	"syscall"
 	"time"
 )
 
 // Admission: what is accepted from the system, and how much of it at a time.
 
-// acceptLoop takes transports from the system.
+// acceptLoop takes transports from the system. Nothing in it waits for a peer,
+// but for a place among the handshakes.
 func (l *WebSocketListener) acceptLoop() {
 	defer close(l.accepting)
 	var pause time.Duration
@@ -26,7 +30,7 @@ func (l *WebSocketListener) acceptLoop() {
 			return
 		default:
 		}
-		if errors.Is(err, net.ErrClosed) || !temporary(err) {
+		if unusable(err) {
 			l.mu.Lock()
 			l.err = fmt.Errorf("peerws: accept: %w", err)
 			l.mu.Unlock()
@@ -34,9 +38,10 @@ func (l *WebSocketListener) acceptLoop() {
 			go l.Close()
 			return
 		}
-		// Out of descriptors or memory: it passes.
+		if pause == 0 { // once for all that fail in a row
+			l.log.Warn("accept failed, trying on", "err", err)
+		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		l.log.Warn("accept failed", "err", err, "retry", pause)
 		t := time.NewTimer(pause)
 		select {
 		case <-t.C:
@@ -47,15 +52,25 @@ func (l *WebSocketListener) acceptLoop() {
 	}
 }
 
-// temporary reports whether accepting may succeed later.
-func temporary(err error) bool {
-	e, ok := errors.AsType[net.Error](err)
-	return ok && (e.Timeout() || isTemporary(e))
-}
-
-func isTemporary(err any) bool {
-	t, ok := err.(interface{ Temporary() bool })
-	return ok && t.Temporary()
+// unusable reports whether accepting can never succeed again. Every other error
+// passes: the system has run out of descriptors or memory, a firewall said no,
+// or, on Linux, the error is one of the connection that was to be accepted
+// (accept(2)).
+func unusable(err error) bool {
+	for _, end := range [...]error{
+		net.ErrClosed, io.EOF, io.ErrClosedPipe, // a listener that wraps another may say it so
+		syscall.EBADF, syscall.EINVAL, syscall.ENOTSOCK,
+	} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	if runtime.GOOS != "windows" {
+		return false
+	}
+	// Winsock has numbers of its own: WSAEBADF, WSAEINVAL, WSAENOTSOCK.
+	errno, ok := errors.AsType[syscall.Errno](err)
+	return ok && (errno == 10009 || errno == 10022 || errno == 10038)
 }
 
 // An ipKey is what MaxConnectionsPerIP counts together: an IPv4 address or the
@@ -83,15 +98,112 @@ func (l *WebSocketListener) keyOf(a net.Addr) ipKey {
 	return max(key, 1)
 }
 
-// admit starts the opening handshake of a transport, or turns it away.
+// admit starts the opening handshake of a transport, or turns it away. It
+// returns when the transport has a place.
 func (l *WebSocketListener) admit(conn net.Conn) {
-	key := l.keyOf(conn.RemoteAddr())
-	a, r := l.enter(conn, key, true)
-	if r != nil {
-		l.turnAway(conn, r)
-		return
+	var key ipKey
+	direct := isSocket(conn)
+	if direct {
+		key = l.keyOf(conn.RemoteAddr())
 	}
-	go a.run()
+	r := l.awaitPlace(key)
+	if r == nil {
+		var a *arrival
+		if a, r = l.enter(conn, key, direct); r == nil {
+			go a.run()
+			return
+		}
+	}
+	l.turnAway(conn, r)
+}
+
+// isSocket reports whether conn is the system's own: it knows its address, keeps
+// deadlines and closes at once. Any other may wait for the peer in each of its
+// methods: one that reads a PROXY protocol header does so in RemoteAddr.
+func isSocket(conn net.Conn) bool {
+	switch conn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return true
+	}
+	return false
+}
+
+// silenceGrace is how long an arrival may take to send its request while others
+// wait for its place.
+const silenceGrace = 500 * time.Millisecond
+
+// awaitPlace waits until there is a place among MaxHandshakes. Later ones wait
+// in the system's backlog. While nobody leaves by itself, the oldest arrival that
+// has been silent for too long gives way. Only acceptLoop calls it.
+func (l *WebSocketListener) awaitPlace(key ipKey) *refusal {
+	var t *time.Timer
+	for {
+		l.mu.Lock()
+		switch {
+		case l.state == ListenerClosed:
+			l.mu.Unlock()
+			return errClosing
+		case l.crowdedLocked(key):
+			l.mu.Unlock()
+			return errCrowd
+		case l.maxHandshakes == 0 || len(l.pending) < l.maxHandshakes:
+			l.mu.Unlock()
+			return nil
+		}
+		l.crowd = true
+		wait := l.makeWayLocked(time.Now())
+		l.mu.Unlock()
+		if t == nil {
+			t = time.NewTimer(wait)
+			defer t.Stop()
+		} else {
+			t.Reset(wait)
+		}
+		select {
+		case <-l.place:
+		case <-l.closing:
+		case <-t.C:
+		}
+	}
+}
+
+// makeWayLocked cuts the oldest arrival that is still to send its request and
+// has had its grace, unless one that was cut is about to leave. It returns when
+// to look again if nobody leaves until then. l.mu is held.
+func (l *WebSocketListener) makeWayLocked(now time.Time) time.Duration {
+	const again = silenceGrace / 4
+	var oldest *arrival
+	for _, a := range l.pending {
+		switch {
+		case a.cut && now.Sub(a.cutAt) < again:
+			return again
+		case !a.cut && !a.asked && (oldest == nil || a.since.Before(oldest.since)) && !a.unread(now):
+			oldest = a
+		}
+	}
+	if oldest == nil {
+		return again
+	}
+	if left := silenceGrace - now.Sub(oldest.since); left > 0 {
+		return left
+	}
+	oldest.cutLocked()
+	return again
+}
+
+// unread reports whether the peer has sent what the handshake has not taken yet,
+// for want of processor time. It is asked only of one that is to give way.
+func (a *arrival) unread(now time.Time) bool {
+	if now.Sub(a.since) < silenceGrace {
+		return false
+	}
+	raw := rawConn(a.conn)
+	if raw == nil {
+		return false
+	}
+	empty := true
+	raw.Control(func(fd uintptr) { empty = sysEmpty(fd) })
+	return !empty
 }
 
 // An arrival is a transport in its opening handshake. Arrivals are pooled.
@@ -99,29 +211,31 @@ type arrival struct {
 	l    *WebSocketListener
 	conn net.Conn // the transport itself, without TLS
 	key  ipKey
+	late bool   // not counted under its address yet
 	run  func() // handshake, made once: starting a goroutine of it allocates nothing
 
 	// Guarded by l.mu.
-	since uint32 // the clock's time
-	slot  int    // index in l.pending, -1 if it is not there
-	cut   bool   // its deadline is past: HandshakeTimeout is over, or the listener closes
+	since time.Time // when it began
+	cutAt time.Time // if cut
+	slot  int       // index in l.pending, -1 if it is not there
+	asked bool      // its whole request has been read
+	cut   bool      // its deadline is past: HandshakeTimeout is over, it gives way, or the listener closes
 }
 
 var arrivalPool sync.Pool
 
 // enter counts a transport as being in its opening handshake, and with count
-// under its address, too.
+// under its address, too. One that comes with its request read already needs no
+// place among MaxHandshakes.
 func (l *WebSocketListener) enter(conn net.Conn, key ipKey, count bool) (*arrival, *refusal) {
-	since := l.clock.now()
+	since := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case count && key != 0 && l.perIP[key] >= l.maxPerIP:
+	case count && l.crowdedLocked(key):
 		return nil, errCrowd
 	case l.state == ListenerClosed:
 		return nil, errClosing
-	case l.maxHandshakes > 0 && len(l.pending) >= l.maxHandshakes:
-		return nil, errFull
 	}
 	if count && key != 0 {
 		l.perIP[key]++
@@ -132,10 +246,43 @@ func (l *WebSocketListener) enter(conn net.Conn, key ipKey, count bool) (*arriva
 		a.run = a.handshake
 	}
 	a.l, a.conn, a.key, a.since, a.slot = l, conn, key, since, len(l.pending)
+	a.late, a.asked = !count, false
 	l.pending = append(l.pending, a)
 	l.work.Add(1)
 	l.clock.wind()
 	return a, nil
+}
+
+// crowdedLocked reports whether MaxConnectionsPerIP is reached. l.mu is held.
+func (l *WebSocketListener) crowdedLocked(key ipKey) bool {
+	return key != 0 && l.perIP[key] >= l.maxPerIP
+}
+
+// locate asks a transport that is not the system's own for its address, which
+// may take until the arrival is cut, and counts it.
+func (a *arrival) locate() *refusal {
+	if !a.late {
+		return nil
+	}
+	l := a.l
+	key := l.keyOf(a.conn.RemoteAddr())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.crowdedLocked(key) {
+		return errCrowd
+	}
+	if key != 0 {
+		l.perIP[key]++
+	}
+	a.key, a.late = key, false
+	return nil
+}
+
+// heard notes that the whole request has been read.
+func (a *arrival) heard() {
+	a.l.mu.Lock()
+	a.asked = true
+	a.l.mu.Unlock()
 }
 
 // over uncounts the transport, if that has not been done, and reports whether
@@ -152,6 +299,13 @@ func (a *arrival) over() (cut bool) {
 		l.pending = l.pending[:last]
 		a.slot = -1
 		l.work.Done()
+		if l.crowd {
+			l.crowd = false
+			select {
+			case l.place <- struct{}{}:
+			default:
+			}
+		}
 	}
 	return a.cut
 }
@@ -165,9 +319,14 @@ func (a *arrival) end() {
 
 // cutLocked ends the transport's handshake. l.mu is held.
 func (a *arrival) cutLocked() {
-	if !a.cut {
-		a.cut = true
-		a.conn.SetDeadline(past)
+	if a.cut {
+		return
+	}
+	a.cut, a.cutAt = true, time.Now()
+	if conn := a.conn; isSocket(conn) {
+		conn.SetDeadline(past)
+	} else {
+		go conn.Close() // its deadlines may do nothing, and either may wait
 	}
 }
 
@@ -176,11 +335,15 @@ func (a *arrival) cutLocked() {
 // the connection.
 func (l *WebSocketListener) turnAway(conn net.Conn, r *refusal) {
 	l.countRefused()
-	l.log.Debug("connection turned away", "remote", conn.RemoteAddr(), "why", r.text)
 	if r == errClosing || !l.lingers.TryAcquire(1) { // Close drops, and does not wait
-		conn.Close()
+		if isSocket(conn) {
+			conn.Close()
+		} else {
+			l.work.Go(func() { conn.Close() })
+		}
 		return
 	}
+	l.log.Debug("connection turned away", "remote", conn.RemoteAddr(), "why", r.text)
 	l.work.Go(func() {
 		defer l.lingers.Release(1)
 		linger(conn, r.response())
@@ -193,6 +356,10 @@ const lingerTime = time.Second
 // linger sends an answer as the last thing and closes conn.
 func linger(conn net.Conn, answer []byte) {
 	conn.SetDeadline(time.Now().Add(lingerTime))
+	if !isSocket(conn) { // deadlines may do nothing
+		t := time.AfterFunc(lingerTime, func() { socketOf(conn).Close() })
+		defer t.Stop()
+	}
 	if _, err := conn.Write(answer); err == nil {
 		closeWrite(conn)
 		b := newBuffer(portableRead)

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,24 +91,33 @@ func TestListen_PortIsFreeAfterClose(t *testing.T) {
 	}
 }
 
+// Beyond MaxHandshakes an arrival waits for a place. It gets that of one that is
+// over at once, else that of the oldest that has been silent for too long.
 func TestMaxHandshakes(t *testing.T) {
 	inBubble(t, ListenConfig{MaxHandshakes: 3, OnConnection: echoing}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
-		a, b, c := dial(), dial("GET"), dial(upgradeHead)
+		start := time.Now()
+		a := dial()
+		time.Sleep(time.Millisecond)
+		b, c := dial("GET"), dial(upgradeHead)
 		synctest.Wait()
-		dial().wantRefusal(503) // without a word of its own
-		dial(upgrade, maskedHello).wantRefusal(503)
-
+		d := dial(upgrade, maskedHello)
+		synctest.Wait()
 		c.send("\r\n") // one is over, and its place is free at once
 		c.wantOpen()
-		synctest.Wait()
-		d := dial(upgrade)
 		d.wantOpen()
+		d.wantBytes("echo", hello)
+		if took := time.Since(start); took > time.Millisecond {
+			t.Errorf("it took %v", took)
+		}
 		e := dial()
 		synctest.Wait()
-		dial(upgrade).wantRefusal(503)
-		a.conn.Close()
-		synctest.Wait()
-		dial(upgrade).wantOpen()
+		f, g := dial(upgrade), dial(upgrade)
+		f.wantOpen()
+		g.wantOpen()
+		if took := time.Since(start); took != silenceGrace {
+			t.Errorf("the oldest gave way after %v", took)
+		}
+		a.wantEnd(start)
 		time.Sleep(10 * time.Second) // the rest is thrown out
 		synctest.Wait()
 		b.wantEnd(time.Now())
@@ -113,9 +125,103 @@ func TestMaxHandshakes(t *testing.T) {
 		for range 3 {
 			dial(upgrade).wantOpen()
 		}
-		if s := l.Stats(); s.Refused != 6 || s.Accepted != 6 || s.Open != 6 {
+		synctest.Wait()
+		if s := l.Stats(); s.Refused != 3 || s.Accepted != 7 || s.Open != 7 {
 			t.Errorf("%+v", s)
 		}
+	})
+}
+
+// One whose request has been read never gives way, however long Authorize takes.
+func TestMaxHandshakes_AskedStays(t *testing.T) {
+	c := ListenConfig{MaxHandshakes: 2, Authorize: func(*http.Request) error { time.Sleep(5 * time.Second); return nil }}
+	inBubble(t, c, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		start := time.Now()
+		var all []*knocker
+		for range 6 {
+			all = append(all, dial(upgrade))
+		}
+		for i, k := range all {
+			k.wantOpen()
+			if took := time.Since(start); took < time.Duration(i/2+1)*5*time.Second {
+				t.Errorf("%d after %v", i, took)
+			}
+		}
+		synctest.Wait()
+		if s := l.Stats(); s.Refused != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// Nor does one whose request lies in the system's buffer unread, but one that
+// sends nothing does.
+func TestMaxHandshakes_Unread(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	peer, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if rawConn(conn) == nil {
+		t.Skip("no raw path on this system")
+	}
+	a := &arrival{conn: conn, since: time.Now()}
+	late := a.since.Add(silenceGrace)
+	if a.unread(late) {
+		t.Error("nothing has been sent, and is unread")
+	}
+	io.WriteString(peer, "G")
+	raw := rawConn(conn)
+	raw.Read(func(fd uintptr) bool { return !sysEmpty(fd) })
+	if !a.unread(late) {
+		t.Error("a byte has been sent, and is not seen")
+	}
+}
+
+// A thousand peers in the same moment are all served.
+func TestMaxHandshakes_Burst(t *testing.T) {
+	inBubble(t, ListenConfig{MaxConnections: -1}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		var wg sync.WaitGroup
+		for range 1000 {
+			k := dial()
+			wg.Go(func() {
+				time.Sleep(silenceGrace / 2) // a slow line
+				k.send(upgrade)
+				k.wantOpen()
+			})
+		}
+		wg.Wait()
+		synctest.Wait()
+		if s := l.Stats(); s.Refused != 0 || s.Accepted != 1000 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// Close ends the wait for a place.
+func TestMaxHandshakes_Close(t *testing.T) {
+	inBubble(t, ListenConfig{MaxHandshakes: 1}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		a := dial()
+		synctest.Wait()
+		b := dial(upgrade)
+		synctest.Wait()
+		start := time.Now()
+		l.Close()
+		if took := time.Since(start); took > 0 {
+			t.Errorf("Close took %v", took)
+		}
+		a.wantEnd(start)
+		b.wantEnd(start)
 	})
 }
 
@@ -129,25 +235,27 @@ func TestMaxHandshakes_Off(t *testing.T) {
 	})
 }
 
-// More are turned away than are waited for: nobody piles up.
+// Silent ones never hold more than their places, and are soon gone.
 func TestMaxHandshakes_Flood(t *testing.T) {
-	inBubble(t, ListenConfig{MaxHandshakes: 1}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
-		for range 1000 {
+	inBubble(t, ListenConfig{MaxHandshakes: 4}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		for range 40 {
 			dial()
 		}
 		synctest.Wait()
 		l.mu.Lock()
 		pending := len(l.pending)
 		l.mu.Unlock()
-		if pending != 1 {
+		if pending != 4 {
 			t.Errorf("%d in their handshake", pending)
 		}
-		time.Sleep(10*time.Second + lingerTime)
-		synctest.Wait()
-		if left := leftovers(l); left != "" {
-			t.Error(left)
+		start := time.Now()
+		dial(upgrade).wantOpen()
+		if took := time.Since(start); took > 10*silenceGrace {
+			t.Errorf("an honest one waited %v", took)
 		}
-		if s := l.Stats(); s.Refused != 1000 {
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if s := l.Stats(); s.Refused != 40 || s.Accepted != 1 {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -385,58 +493,82 @@ func TestConnections_EndsSilently(t *testing.T) {
 	})
 }
 
-// When the transport listener fails, that is told, once, everywhere.
+// When the transport listener can never accept again, that is told, once,
+// everywhere.
 func TestListener_Fails(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		broken := errors.New("broken")
-		ln := &failing{Listener: memnet.Listen(0), err: make(chan error, 1)}
-		l, err := ListenConfig{}.Serve(ln)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []error
-		ln.err <- broken
-		for _, err := range l.Connections(t.Context()) {
-			got = append(got, err)
-		}
-		if len(got) != 1 || !errors.Is(got[0], broken) || !errors.Is(got[0], net.ErrClosed) {
-			t.Errorf("Connections: %v", got)
-		}
-		<-l.Done()
-		if err := l.Err(); !errors.Is(err, broken) || l.ReadyState() != ListenerClosed {
-			t.Errorf("%v, %v", err, l.ReadyState())
-		}
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	for _, broken := range []error{
+		net.ErrClosed, io.EOF, io.ErrClosedPipe, syscall.EBADF, syscall.EINVAL, syscall.ENOTSOCK,
+		fmt.Errorf("mux: %w", io.EOF),
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ln := &failing{Listener: memnet.Listen(0), err: make(chan error, 1)}
+			l, err := ListenConfig{}.Serve(ln)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []error
+			ln.err <- &net.OpError{Op: "accept", Net: "tcp", Err: broken}
+			for _, err := range l.Connections(t.Context()) {
+				got = append(got, err)
+			}
+			if len(got) != 1 || !errors.Is(got[0], broken) || !errors.Is(got[0], net.ErrClosed) {
+				t.Errorf("Connections: %v", got)
+			}
+			<-l.Done()
+			if err := l.Err(); !errors.Is(err, broken) || l.ReadyState() != ListenerClosed {
+				t.Errorf("%v, %v", err, l.ReadyState())
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
-// Out of descriptors is no reason to end.
-func TestListener_TemporaryError(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ln := &failing{Listener: memnet.Listen(0), err: make(chan error, 10)}
-		for range 10 {
-			ln.err <- &net.OpError{Op: "accept", Err: temporaryError{}}
-		}
-		l, err := ListenConfig{OnConnection: echoing}.Serve(ln)
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := ln.Listener.(*memnet.Listener).Dial(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		start := time.Now()
-		k := knockOn(t, conn, upgrade, maskedHello)
-		k.wantOpen()
-		k.wantBytes("echo", hello)
-		if d := time.Since(start); d < time.Second || d > 10*time.Second {
-			t.Errorf("it took %v", d)
-		}
-		conn.Close()
-		l.Close()
-	})
+// Every error that passes is outlived, however often it comes, and told once.
+func TestListener_PassingErrors(t *testing.T) {
+	errs := []error{temporaryError{}, errors.New("no reason at all"), io.ErrUnexpectedEOF, os.ErrDeadlineExceeded}
+	for _, e := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.ECONNRESET,
+		syscall.EPROTO, syscall.EPERM, syscall.EACCES, syscall.ENETDOWN, syscall.ENOPROTOOPT, syscall.EHOSTDOWN,
+		syscall.EHOSTUNREACH, syscall.EOPNOTSUPP, syscall.ENETUNREACH, syscall.EINTR, syscall.EAGAIN,
+		syscall.ETIMEDOUT, syscall.EPROTONOSUPPORT, syscall.ECONNREFUSED, syscall.EPIPE,
+	} {
+		errs = append(errs, os.NewSyscallError("accept4", e))
+	}
+	for _, passing := range errs {
+		synctest.Test(t, func(t *testing.T) {
+			var told strings.Builder
+			ln := &failing{Listener: memnet.Listen(0), err: make(chan error, 20)}
+			for range 20 {
+				ln.err <- &net.OpError{Op: "accept", Net: "tcp", Err: passing}
+			}
+			l, err := ListenConfig{OnConnection: echoing, Logger: slog.New(slog.NewTextHandler(&told, nil))}.Serve(ln)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn, err := ln.Listener.(*memnet.Listener).Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			k := knockOn(t, conn, upgrade, maskedHello)
+			k.wantOpen()
+			k.wantBytes("echo", hello)
+			if d := time.Since(start); d < 10*time.Second || d > 20*time.Second {
+				t.Errorf("%v: 20 tries took %v", passing, d)
+			}
+			if l.ReadyState() == ListenerClosed || l.Err() != nil {
+				t.Errorf("%v: %v, %v", passing, l.ReadyState(), l.Err())
+			}
+			conn.Close()
+			l.Close()
+			synctest.Wait()
+			if n := strings.Count(told.String(), "accept failed"); n != 1 {
+				t.Errorf("%v: told %d times:\n%s", passing, n, &told)
+			}
+		})
+	}
 }
 
 type temporaryError struct{}
@@ -619,7 +751,7 @@ func TestShutdown_Races(t *testing.T) {
 	}
 }
 
-// An upgrade on a kept-alive connection needs a place among the handshakes too.
+// An upgrade on a kept-alive connection has been read already: it needs no place.
 func TestMaxHandshakes_KeptAlive(t *testing.T) {
 	inBubble(t, ListenConfig{MaxHandshakes: 1, HTTP: page}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
 		k := dial(getPage)
@@ -627,11 +759,93 @@ func TestMaxHandshakes_KeptAlive(t *testing.T) {
 		silent := dial()
 		synctest.Wait()
 		k.send(upgrade)
-		k.wantRefusal(503)
-		silent.conn.Close()
-		synctest.Wait()
-		k = dial(getPage, upgrade)
-		k.wantPage(`GET 127.0.0.1:9000 /page ""`)
 		k.wantOpen()
+		silent.conn.Close()
+	})
+}
+
+// A slowAddr is a transport whose RemoteAddr waits for the peer's first byte,
+// as one does that reads a PROXY protocol header. Its deadlines do nothing.
+type slowAddr struct {
+	net.Conn
+	once   sync.Once
+	remote net.Addr
+}
+
+func (c *slowAddr) RemoteAddr() net.Addr {
+	c.once.Do(func() {
+		var b [1]byte
+		c.remote = c.Conn.RemoteAddr()
+		if _, err := io.ReadFull(c.Conn, b[:]); err == nil {
+			c.remote = &net.TCPAddr{IP: net.IPv4(203, 0, 113, b[0]), Port: 4711}
+		}
+	})
+	return c.remote
+}
+
+func (c *slowAddr) SetDeadline(time.Time) error      { c.RemoteAddr(); return nil }
+func (c *slowAddr) SetReadDeadline(time.Time) error  { c.RemoteAddr(); return nil }
+func (c *slowAddr) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
+
+type slowAddrs struct{ *memnet.Listener }
+
+func (l slowAddrs) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &slowAddr{Conn: c}, nil
+}
+
+// A peer that does not let a transport know its address holds up nobody but
+// itself, is thrown out in time, and is counted under its address when that is
+// known.
+func TestAccept_AddressThatBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ln := memnet.Listen(0)
+		l, err := ListenConfig{MaxConnectionsPerIP: 2, OnConnection: echoing}.Serve(slowAddrs{ln})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var conns []net.Conn
+		defer func() { forgetAll(t, l, conns) }()
+		dial := func(parts ...string) *knocker {
+			conn, err := ln.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns = append(conns, conn)
+			return knockOn(t, conn, parts...)
+		}
+		start := time.Now()
+		var silent []*knocker
+		for range 5 {
+			silent = append(silent, dial())
+		}
+		synctest.Wait()
+		for range 2 {
+			k := dial("\x07", upgrade, maskedHello)
+			k.wantOpen()
+			k.wantBytes("echo", hello)
+		}
+		dial("\x08", upgrade).wantOpen()
+		if took := time.Since(start); took > 0 {
+			t.Errorf("silent ones held the others up for %v", took)
+		}
+		dial("\x07", upgrade).wantRefusal(503)
+		for _, k := range silent {
+			k.wantEnd(start)
+		}
+		if took := time.Since(start); took < 10*time.Second || took > 12*time.Second {
+			t.Errorf("thrown out after %v", took)
+		}
+		last := dial()
+		synctest.Wait()
+		start = time.Now()
+		l.Close()
+		last.wantEnd(start)
+		if took := time.Since(start); took > 0 {
+			t.Errorf("Close took %v", took)
+		}
 	})
 }

@@ -15,8 +15,13 @@ import (
 // request, or a refusal. It runs on a goroutine of its own, whose grown stack
 // dies with it.
 func (a *arrival) handshake() {
-	c := a.l.negotiate(a)
 	l := a.l
+	if r := a.locate(); r != nil {
+		l.turnAway(a.conn, r)
+		a.end()
+		return
+	}
+	c := l.negotiate(a)
 	a.end()
 	if c != nil {
 		l.handOver(c)
@@ -44,6 +49,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 	h := newHead()
 	defer h.free()
 	if err == nil {
+		a.heard()
 		if r := h.parseRequest(b.b[:size]); r != nil {
 			err = r
 		}

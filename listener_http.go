@@ -164,6 +164,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		l.leave(key)
 		return
 	}
+	a.heard()
 	c := l.newSocket(&o, key)
 	c.in = early
 	c.lf.secure = r.TLS != nil
