@@ -306,7 +306,7 @@ func (c *WebSocket) requestLocked(remote string) *http.Request {
 	slash := max(strings.IndexByte(c.where, '/'), 0)
 	host, target := c.where[:slash], c.where[slash:]
 	if c.lf.head != "" {
-		c.rareLocked().parsed = readRequest(restore(host, target, c.lf.head), remote, tlsState(c.conn))
+		c.rareLocked().parsed = readRequest(host, target, c.lf.head, remote, tlsState(c.conn))
 		c.lf.head = ""
 	}
 	if x := c.seldom(); x.parsed != nil {
