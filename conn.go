@@ -136,6 +136,7 @@ type rare struct {
 	parsed    *http.Request // the opening request, until the first message, or for good once asked for
 	asked     bool
 	protocol  string             // of a dialled socket
+	heads     string             // of a dialled socket: its request and the answer
 	clock     *clock             // of a dialled socket
 	cancel    context.CancelFunc // of a dial that is going on
 	readUntil time.Time          // the reader's own deadline: writing has failed
@@ -344,7 +345,9 @@ func (c *WebSocket) RemoteAddr() net.Addr {
 	return c.conn.RemoteAddr()
 }
 
-// Request returns the opening request, never nil. On the accepted side its
+// Request returns the opening request, never nil. On the dialled side it is the
+// one that was sent, and once the socket is OPEN its Response has Status,
+// StatusCode and Header of the answer. On the accepted side its
 // headers are kept until the first message is handed over, and for good once
 // Request was called before that; later it has Method, URL, Host and RemoteAddr
 // only, so that an idle connection holds no headers. Keep what you need in
@@ -364,8 +367,12 @@ func (c *WebSocket) requestLocked(remote string) *http.Request {
 	slash := max(strings.IndexByte(c.where, '/'), 0)
 	host, target := c.where[:slash], c.where[slash:]
 	if c.lf.head != "" {
-		c.rareLocked().parsed = readRequest(restore(host, target, c.lf.head), remote, tlsState(c.conn))
+		c.rareLocked().parsed = readRequest(host, target, c.lf.head, remote, tlsState(c.conn))
 		c.lf.head = ""
+	}
+	if x := c.seldom(); x.heads != "" {
+		x.parsed = dialledRequest(x.heads, host, target, remote, tlsState(c.conn))
+		x.heads = ""
 	}
 	if x := c.seldom(); x.parsed != nil {
 		x.asked = true

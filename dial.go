@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -10,9 +11,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -117,13 +120,14 @@ func (d Dialer) NewWebSocket(url string, protocols ...string) (*WebSocket, error
 // An attempt is a dial as the arguments say it.
 type attempt struct {
 	url       *url.URL // normalised: scheme ws or wss
+	target    string   // of the request: a % in the URL's path that is not an escape stays
 	addr      string   // host:port
 	protocols []string
 }
 
 // prepare checks the arguments and makes a socket that is CONNECTING.
 func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attempt, error) {
-	u, addr, err := parseURL(rawURL)
+	u, target, addr, err := parseURL(rawURL)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -155,23 +159,24 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 			portable:         d.portable,
 			sys:              d.sys,
 		},
-		where: u.Host + u.RequestURI(),
+		where: u.Host + target,
 	}
 	c.lf.secure = u.Scheme == "wss"
 	c.wr.shut = true // until it is open
-	return c, &attempt{u, addr, slices.Clone(protocols)}, nil
+	return c, &attempt{u, target, addr, slices.Clone(protocols)}, nil
 }
 
 // parseURL applies the standard's rules for WebSocket URLs and returns the
-// serialised record, and the address to dial.
-func parseURL(raw string) (*url.URL, string, error) {
-	wrong := func(reason string) (*url.URL, string, error) {
-		return nil, "", &SyntaxError{"URL", raw, reason}
+// serialised record, the request target, and the address to dial.
+func parseURL(raw string) (_ *url.URL, target, addr string, _ error) {
+	wrong := func(reason string) (*url.URL, string, string, error) {
+		return nil, "", "", &SyntaxError{"URL", raw, reason}
 	}
 	if strings.Contains(raw, "#") { // an empty fragment too, which net/url does not show
 		return wrong("must not have a fragment")
 	}
-	u, err := url.Parse(raw)
+	text, mark := markBare(raw)
+	u, err := url.Parse(text)
 	if err != nil {
 		if e, ok := errors.AsType[*url.Error](err); ok {
 			err = e.Err
@@ -208,15 +213,51 @@ func parseURL(raw string) (*url.URL, string, error) {
 		u.Path = "/"
 	}
 	u.RawQuery = escapeQuery(u.RawQuery)
-	return u, net.JoinHostPort(host, port), nil
+	target = u.RequestURI()
+	if mark != "" {
+		target = strings.ReplaceAll(target, mark, "%")
+		u.Path, u.RawPath = strings.ReplaceAll(u.Path, mark, "%"), ""
+	}
+	return u, target, net.JoinHostPort(host, port), nil
+}
+
+// markBare escapes the path of a URL, so that net/url keeps it, and puts a mark in the place of each % in
+// it that is not an escape: the standard lets it stand, net/url does not. The mark is text that
+// net/url leaves alone, that raw does not have and that cannot overlap itself;
+// "" if there is no such %.
+func markBare(raw string) (text, mark string) {
+	start := strings.Index(raw, "://") + len("://")
+	slash := strings.IndexAny(raw[min(start, len(raw)):], "/?")
+	if start < len("://") || slash < 0 {
+		return raw, ""
+	}
+	path, query := raw[start+slash:], ""
+	if i := strings.IndexByte(path, '?'); i >= 0 {
+		path, query = path[:i], path[i:]
+	}
+	mark = "~x"
+	for strings.Contains(raw, mark) {
+		mark += "x"
+	}
+	marked := replaceBare(path, mark)
+	if marked == path {
+		mark = ""
+	}
+	return raw[:start+slash] + escapeBytes(marked, " \"<>\\^`{|}") + query, mark
 }
 
 // escapeQuery writes the bytes of a query that a request line cannot have as
 // the standard does. net/url leaves them.
 func escapeQuery(q string) string {
+	return escapeBytes(q, " \"'<>")
+}
+
+// escapeBytes escapes those bytes of s that are in set or not ASCII. Control
+// characters, which no URL may have, stay.
+func escapeBytes(s, set string) string {
 	var b strings.Builder
-	for i := range len(q) {
-		if c := q[i]; c <= ' ' || c >= 0x7F || strings.IndexByte("\"'<>", c) >= 0 {
+	for i := range len(s) {
+		if c := s[i]; c >= 0x80 || strings.IndexByte(set, c) >= 0 {
 			fmt.Fprintf(&b, "%%%02X", c)
 		} else {
 			b.WriteByte(c)
@@ -331,14 +372,18 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 	var nonce [16]byte
 	rand.Read(nonce[:])
 	key := base64.StdEncoding.EncodeToString(nonce[:])
-	if _, err := conn.Write(d.request(a, key)); err != nil {
+	request := d.request(a, key)
+	if _, err := conn.Write(request); err != nil {
 		return nil, err
 	}
 	most := d.maxHead()
 	b := newBuffer(most)
 	defer b.free()
-	size, err := readHead(conn, b, most)
+	size, err := readAnswer(conn, b, most)
 	if r, ok := err.(*refusal); ok {
+		if !c.lf.secure && b.len() > 0 && (b.b[0] == 0x15 || b.b[0] == 0x16) { // alert, handshake: RFC 8446 §5.1
+			return nil, &HandshakeError{Reason: "the answer is TLS: this port takes wss://, not ws://", Err: r}
+		}
 		return nil, &HandshakeError{Reason: "the answer is malformed", Err: r}
 	} else if err == io.EOF {
 		return nil, io.ErrUnexpectedEOF
@@ -347,18 +392,104 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 	}
 	protocol, herr := checkResponse(b.b[:size], acceptKey(key), a.protocols)
 	if herr != nil {
+		herr.explain(conn, b.b[:size], b.b[size:])
+		if !c.lf.secure {
+			herr.hint()
+		}
 		return nil, herr
 	}
-	if protocol != "" {
-		c.mu.Lock()
-		c.rareLocked().protocol = protocol
-		c.mu.Unlock()
-	}
+	c.mu.Lock()
+	c.rareLocked().protocol = protocol
+	c.rareLocked().heads = string(request) + string(b.b[:size])
+	c.mu.Unlock()
 	if rest := b.b[size:]; len(rest) > 0 {
 		early = newBuffer(len(rest))
 		early.b = append(early.b, rest...)
 	}
 	return early, nil
+}
+
+// readAnswer is readHead for an answer: those with a status of 1xx but 101 are
+// not looked at (RFC 9110 §15.2), and taken out of b. All together have at most
+// most bytes.
+func readAnswer(conn io.Reader, b *buffer, most int) (size int, err error) {
+	for {
+		if most <= 0 {
+			return 0, errHeadTooLarge
+		}
+		if size, err = readHead(conn, b, most); err != nil {
+			return 0, err
+		}
+		line, _, _ := bytes.Cut(b.b[:size], []byte("\r\n"))
+		proto, code, _ := bytes.Cut(line, []byte(" "))
+		if !isHTTP11(proto) || len(code) < 3 || code[0] != '1' || bytes.HasPrefix(code, []byte("101")) {
+			return size, nil
+		}
+		var h head
+		if _, r := h.parseResponse(b.b[:size]); r != nil {
+			return 0, r
+		}
+		b.b = b.b[:copy(b.b, b.b[size:])]
+		most -= size
+	}
+}
+
+// dialledRequest returns a dialled socket's opening request and answer from
+// their heads, the one behind the other.
+func dialledRequest(heads, host, target, remote string, secure *tls.ConnectionState) *http.Request {
+	sent, answer, _ := strings.Cut(heads, "\r\n\r\n")
+	r := bareRequest(host, target, remote, secure)
+	_, lines, _ := strings.Cut(sent, "\r\n")
+	r.Header = headerOf(lines)
+	r.Header.Del("Host")
+	line, lines, _ := strings.Cut(answer, "\r\n")
+	_, status, _ := strings.Cut(line, " ")
+	r.Response = &http.Response{
+		Status: status, StatusCode: http.StatusSwitchingProtocols,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: headerOf(lines), Body: http.NoBody,
+	}
+	return r
+}
+
+const (
+	maxErrorBody  = 4 << 10         // of HandshakeError.Body
+	errorBodyWait = 2 * time.Second // for what comes of it, if nothing says how long it is
+)
+
+// explain adds what the answer with the given head says: its header lines and,
+// unless it is a 101, the beginning of its body, of which early has come with
+// the head. The deadlines are the caller's, but a body is not worth all that
+// time. Nothing can be done with conn afterwards.
+func (e *HandshakeError) explain(conn net.Conn, head, early []byte) {
+	_, lines, _ := strings.Cut(string(head), "\r\n")
+	e.Header = headerOf(lines)
+	line, _, _ := bytes.Cut(head, []byte("\r\n"))
+	_, code, _ := bytes.Cut(line, []byte(" "))
+	for _, none := range []string{"101", "204", "304"} { // RFC 9112 §6.3
+		if bytes.HasPrefix(code, []byte(none)) {
+			return
+		}
+	}
+	stop := time.AfterFunc(errorBodyWait, func() { conn.SetReadDeadline(past) })
+	defer stop.Stop()
+	var body io.Reader = io.MultiReader(bytes.NewReader(early), conn)
+	if strings.EqualFold(e.Header.Get("Transfer-Encoding"), "chunked") {
+		body = httputil.NewChunkedReader(body)
+	} else if n, err := strconv.ParseInt(e.Header.Get("Content-Length"), 10, 64); err == nil {
+		body = io.LimitReader(body, n)
+	}
+	e.Body, _ = io.ReadAll(io.LimitReader(body, maxErrorBody)) // what came of it
+}
+
+// hint adds to the answer to a request over plain text what is often behind it.
+func (e *HandshakeError) hint() {
+	switch body := strings.ToUpper(string(e.Body)); {
+	case e.Status == http.StatusBadRequest && (strings.Contains(body, "HTTPS") || strings.Contains(body, "TLS") || strings.Contains(body, "SSL")):
+		e.Reason += ": this port seems to take wss://, not ws://"
+	case e.Status == http.StatusOK, e.Status == http.StatusBadRequest, e.Status == http.StatusUpgradeRequired:
+		e.Reason += ": perhaps a proxy on the way took Upgrade out of the request"
+	}
 }
 
 // maxHead is MaxHeaderBytes, with the least that is of use.
@@ -369,7 +500,7 @@ func (d *Dialer) maxHead() int {
 // request renders the opening request.
 func (d *Dialer) request(a *attempt, key string) []byte {
 	b := fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n",
-		a.url.RequestURI(), a.url.Host, key)
+		a.target, a.url.Host, key)
 	if len(a.protocols) > 0 {
 		b = fmt.Appendf(b, "Sec-WebSocket-Protocol: %s\r\n", strings.Join(a.protocols, ", "))
 	}
@@ -398,6 +529,9 @@ func checkResponse(b []byte, accept string, offered []string) (protocol string, 
 	if r != nil {
 		return "", &HandshakeError{Reason: "the answer is malformed", Err: r}
 	}
+	if status == http.StatusSwitchingProtocols && bytes.HasPrefix(b, []byte("HTTP/1.0 ")) {
+		return "", &HandshakeError{Reason: "the answer is malformed", Err: errHeadLine}
+	}
 	fail := func(reason string) (string, *HandshakeError) {
 		return "", &HandshakeError{Status: status, Reason: reason}
 	}
@@ -414,7 +548,7 @@ func checkResponse(b []byte, accept string, offered []string) (protocol string, 
 	if v, n := h.get("Sec-WebSocket-Accept"); n != 1 || string(v) != accept {
 		return fail("the answer's Sec-WebSocket-Accept is wrong")
 	}
-	if _, n := h.get("Sec-WebSocket-Extensions"); n > 0 {
+	if h.lists("Sec-WebSocket-Extensions") {
 		return fail("the answer has an extension that was not offered")
 	}
 	v, n := h.get("Sec-WebSocket-Protocol")

@@ -83,22 +83,21 @@ func (d *Dialer) connectHTTP(conn net.Conn, user *url.Userinfo, addr string) (ne
 	most := d.maxHead()
 	b := newBuffer(most)
 	defer b.free()
-	size, err := readHead(conn, b, most)
+	size, err := readAnswer(conn, b, most)
 	if r, ok := err.(*refusal); ok {
 		return nil, &HandshakeError{Reason: "the proxy's answer is not HTTP/1.1, or larger than MaxHeaderBytes", Err: r}
 	} else if err != nil {
 		return nil, err
 	}
-	if bytes.HasPrefix(b.b, []byte("HTTP/1.0 ")) { // as many proxies say it; a tunnel is the same in both
-		b.b[len("HTTP/1.")] = '1'
-	}
-	var h head
+	var h head // of HTTP/1.0 from many proxies; a tunnel is the same in both
 	status, r := h.parseResponse(b.b[:size])
 	if r != nil {
 		return nil, &HandshakeError{Reason: "the proxy's answer is malformed", Err: r}
 	}
 	if status < 200 || status > 299 {
-		return nil, &HandshakeError{Reason: fmt.Sprintf("the proxy answered %d %s", status, http.StatusText(status))}
+		e := &HandshakeError{Reason: fmt.Sprintf("the proxy answered %d %s", status, http.StatusText(status))}
+		e.explain(conn, b.b[:size], b.b[size:])
+		return nil, e
 	}
 	if rest := b.b[size:]; len(rest) > 0 { // the other end has spoken already
 		return &earlyConn{conn, bytes.Clone(rest)}, nil

@@ -231,6 +231,7 @@ func TestProxy_Refuses(t *testing.T) {
 		{"407", "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n\r\n", "the proxy answered 407 Proxy Authentication Required"},
 		{"502", "HTTP/1.0 502 Bad Gateway\r\nContent-Length: 3\r\n\r\nno\n", "the proxy answered 502 Bad Gateway"},
 		{"a redirect", "HTTP/1.1 302 Found\r\nLocation: http://evil.example/\r\n\r\n", "the proxy answered 302 Found"},
+		{"too much before the answer", strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 400), "MaxHeaderBytes"},
 		{"101", "HTTP/1.1 101 Switching Protocols\r\n\r\n", "the proxy answered 101"},
 		{"no HTTP", "\x05\x00", "the proxy's answer is not HTTP/1.1"},
 		{"no number", "HTTP/1.1 2xx OK\r\n\r\n", "the proxy's answer is malformed"},

@@ -48,6 +48,13 @@ func TestDial_URL(t *testing.T) {
 		{"ws://a/b c", "ws://a/b%20c", "a:80"},
 		{"ws://a/é", "ws://a/%C3%A9", "a:80"},
 		{"ws://a/%2F%7e", "ws://a/%2F%7e", "a:80"},
+		{"ws://a/%zz", "ws://a/%zz", "a:80"}, // a % that is no escape stays
+		{"ws://a/100%", "ws://a/100%", "a:80"},
+		{"ws://a/%/%2/%25/%%20?%", "ws://a/%/%2/%25/%%20?%", "a:80"},
+		{"ws://a/~x%x/b c/../~xx%", "ws://a/~x%x/~xx%", "a:80"},
+		{"ws://a/%2F%zz/é", "ws://a/%2F%zz/%C3%A9", "a:80"},
+		{"ws://a/%2F/é|{ }", "ws://a/%2F/%C3%A9%7C%7B%20%7D", "a:80"},
+		{"ws://a?%/", "ws://a/?%/", "a:80"},
 		{"ws://a/?", "ws://a/?", "a:80"},
 		{"ws://a?b", "ws://a/?b", "a:80"},
 		{"ws://a/?b c", "ws://a/?b%20c", "a:80"},
@@ -69,7 +76,7 @@ func TestDial_URL(t *testing.T) {
 		"", "a", "a:80", "/chat", "//a/", "ws:", "ws:a", "ws:/a", "ws://", "ws:///chat", "ws://:80/", "ws://?a", "ftp://a/", "file:///a", "wss+x://a/", "javascript:alert(1)",
 		"ws://a/#", "ws://a/#b", "ws://a#", "ws://a/?b#c", "#",
 		"ws://a:0/", "ws://a:65536/", "ws://a:-1/", "ws://a:http/", "ws://a:80:80/", "ws://::1/", "ws://[::1/", "ws://[::1]80/", "ws://[]/", "ws://[a]/", "ws://[127.0.0.1]/",
-		"ws://a b/", "ws://müller.example/", "ws://a%20b/", "ws://a/%zz", "ws://a/\r\nX-Evil: b", "ws://a\r\nX-Evil: b/", "ws://a/\x00", "ws://a/?\x7f", " ws://a/", "ws://a\\b/",
+		"ws://a b/", "ws://müller.example/", "ws://a%20b/", "ws://%zz/", "ws://a/\r\nX-Evil: b", "ws://a\r\nX-Evil: b/", "ws://a/\x00", "ws://a/?\x7f", " ws://a/", "ws://a\\b/",
 	} {
 		_, err := Dial(t.Context(), raw)
 		wantSyntaxError(t, err, "URL", raw)
@@ -246,6 +253,8 @@ func TestSection4_1_Answer(t *testing.T) {
 		{"Connection in two lines", swapped(conn, conn+"Connection: keep-alive\r\n"), "", ""},
 		{"no reason", swapped(status, "HTTP/1.1 101"), "", ""},
 		{"more fields", goodAnswer + "Date: x\r\nServer: y\r\n\r\n", "", ""},
+		{"empty extension", goodAnswer + "Sec-WebSocket-Extensions:\r\nSec-WebSocket-Extensions: , ,\r\n\r\n", "", ""},
+		{"HTTP/1.2", swapped("HTTP/1.1", "HTTP/1.2"), "", ""},
 		{"protocol", goodAnswer + "Sec-WebSocket-Protocol: b\r\n\r\n", "a b", "b"},
 	} {
 		if p, err := checkResponse([]byte(c.answer), sampleAccept, strings.Fields(c.offered)); err != nil || p != c.protocol {
@@ -277,7 +286,7 @@ func TestSection4_1_Answer(t *testing.T) {
 		{"accept is the key", swapped(accept, "Sec-WebSocket-Accept: dGhlIHNhbXBsZSBub25jZQ==\r\n"), "", 101, "Accept"},
 		{"empty accept", swapped(accept, "Sec-WebSocket-Accept:\r\n"), "", 101, "Accept"},
 		{"extension", goodAnswer + "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n", "", 101, "extension"},
-		{"empty extension", goodAnswer + "Sec-WebSocket-Extensions:\r\n\r\n", "", 101, "extension"},
+		{"extension behind an empty one", goodAnswer + "Sec-WebSocket-Extensions: , a\r\n\r\n", "", 101, "extension"},
 		{"protocol unasked", goodAnswer + "Sec-WebSocket-Protocol: a\r\n\r\n", "", 101, "not offered"},
 		{"other protocol", goodAnswer + "Sec-WebSocket-Protocol: c\r\n\r\n", "a b", 101, "not offered"},
 		{"protocol in other case", goodAnswer + "Sec-WebSocket-Protocol: A\r\n\r\n", "a b", 101, "not offered"},
@@ -344,7 +353,6 @@ func TestDial_AnswerCutOff(t *testing.T) {
 func TestDial_Garbage(t *testing.T) {
 	for name, answer := range map[string]string{
 		"SSH":             "SSH-2.0-OpenSSH_9.7\r\n",
-		"TLS alert":       "\x15\x03\x03\x00\x02\x02\x46",
 		"a frame":         hello,
 		"bare line feeds": "HTTP/1.1 101 x\n\n",
 		"HTTP/2":          "\x00\x00\x12\x04\x00\x00\x00\x00\x00",
@@ -372,6 +380,101 @@ func TestDial_Status(t *testing.T) {
 			t.Errorf("%d: %v, %d dials", status, err, dials)
 		}
 	}
+}
+
+// Answers with a status of 1xx come before the answer (RFC 9110 §15.2). They
+// count as its head.
+func TestDial_Interim(t *testing.T) {
+	const hint = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+	for _, before := range []string{"HTTP/1.1 100 Continue\r\n\r\n", hint + hint, "HTTP/1.1 102\r\n\r\n" + hint, strings.Repeat(hint, 100)} {
+		ws, err := dialRemote(t, func(q *http.Request) string { return before + accepts(q, "X-A: b\r\n", "\x81\x01a") }, false)
+		if err != nil {
+			t.Errorf("%.40q: %v", before, err)
+			continue
+		}
+		if m, err := ws.Read(t.Context()); err != nil || string(m.Data) != "a" {
+			t.Errorf("%.40q: %v", before, err)
+		}
+		if r := ws.Request(); r.Response == nil || r.Response.Header.Get("Link") != "" || r.Response.Header.Get("X-A") != "b" {
+			t.Errorf("%.40q: %+v", before, r.Response)
+		}
+		ws.Abort()
+	}
+	big := "HTTP/1.1 103 x\r\nX: " + strings.Repeat("x", 8192-22) + "\r\n\r\n" // 8 KiB
+	for _, c := range []struct{ before, want string }{
+		{strings.Repeat(hint, 210), "too large"}, {big, "too large"}, {big[:100] + big, "malformed"}, {"HTTP/1.1 1xx\r\n\r\n", "malformed"}, {"HTTP/1.1 103 x\r\nX : y\r\n\r\n", "malformed"},
+	} {
+		ws, err := dialRemote(t, func(q *http.Request) string { return c.before }, true)
+		if err == nil || !strings.Contains(err.Error(), "malformed") && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%.40q: %v, %v", c.before, ws, err)
+		}
+	}
+}
+
+// What the answer says arrives, and is bounded.
+func TestDial_Reasons(t *testing.T) {
+	for _, c := range []struct {
+		name, answer string
+		hangUp       bool
+		status       int
+		body, text   string
+	}{
+		{"length", "HTTP/1.1 403 Forbidden\r\nX-Why: a\r\nContent-Length: 4\r\n\r\nbodymore", false, 403, "body", ""},
+		{"cut", "HTTP/1.1 403 Forbidden\r\nX-Why: a\r\nContent-Length: 9\r\n\r\nbody", true, 403, "body", ""},
+		{"until the end", "HTTP/1.0 403 Forbidden\r\nX-Why: a\r\n\r\nbody", true, 403, "body", ""},
+		{"chunked", "HTTP/1.1 403 Forbidden\r\nX-Why: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nbod\r\n1\r\ny\r\n0\r\n\r\n", false, 403, "body", ""},
+		{"long", "HTTP/1.1 500 Oops\r\nX-Why: a\r\n\r\n" + strings.Repeat("x", 9000), false, 500, strings.Repeat("x", 4096), ""},
+		{"none", "HTTP/1.1 204 x\r\nX-Why: a\r\n\r\nbody", false, 204, "", ""},
+		{"101", "HTTP/1.1 101 x\r\nX-Why: a\r\n\r\nbody", false, 101, "", "lacks Upgrade"},
+		{"stripped", "HTTP/1.1 426 x\r\nX-Why: a\r\nContent-Length: 0\r\n\r\n", false, 426, "", "proxy"},
+		{"page", "HTTP/1.1 200 OK\r\nX-Why: a\r\nContent-Length: 1\r\n\r\na", false, 200, "a", "proxy"},
+		{"TLS port of Go", "HTTP/1.0 400 Bad Request\r\nX-Why: a\r\n\r\nClient sent an HTTP request to an HTTPS server.\n", true, 400, "Client sent an HTTP request to an HTTPS server.\n", "wss://"},
+	} {
+		_, err := dialRemote(t, func(*http.Request) string { return c.answer }, c.hangUp)
+		e, ok := errors.AsType[*HandshakeError](err)
+		if !ok || e.Status != c.status || string(e.Body) != c.body || e.Header.Get("X-Why") != "a" || !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%s: %v, %+v", c.name, err, e)
+		}
+	}
+	for _, answer := range []string{"\x15\x03\x01\x00\x02\x02\x46", "\x15", "\x16\x03\x03"} {
+		if _, err := dialRemote(t, func(*http.Request) string { return answer }, true); err == nil || !strings.Contains(err.Error(), "wss://") {
+			t.Errorf("%q: %v", answer, err)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) { // a body that does not end: not the whole HandshakeTimeout
+		start := time.Now()
+		_, err := dialRemote(t, func(*http.Request) string { return "HTTP/1.1 403 Forbidden\r\n\r\nbody" }, false)
+		if e, ok := errors.AsType[*HandshakeError](err); !ok || e.Status != 403 || string(e.Body) != "body" || time.Since(start) != errorBodyWait {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+	})
+}
+
+// A dialled socket knows what it sent and what the answer was.
+func TestDial_Request(t *testing.T) {
+	r := newRemote(t)
+	wait := r.serve(func(q *http.Request, _ string) string {
+		return accepts(q, "Set-Cookie: a=b\r\nset-cookie: c=d\r\nSec-WebSocket-Protocol: chat\r\n", "")
+	})
+	defer wait()
+	ws, err := Dialer{NetDial: r.ln.DialContext, Header: http.Header{"X-A": {"1", "2"}}}.Dial(t.Context(), "ws://remote:9000/100%25?b", "chat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Abort()
+	q := ws.Request()
+	if q.Host != "remote:9000" || q.RequestURI != "/100%25?b" || q.URL.Path != "/100%" || q.URL.RawQuery != "b" || len(q.Header["X-A"]) != 2 || q.Header.Get("Sec-WebSocket-Protocol") != "chat" || q.Header.Get("Host") != "" {
+		t.Errorf("%+v", q)
+	}
+	if a := q.Response; a.StatusCode != 101 || a.Status != "101 Switching Protocols" || len(a.Header["Set-Cookie"]) != 2 || ws.Request() != q {
+		t.Errorf("%+v", a)
+	}
+	ws2, err := NewWebSocket("ws://127.0.0.1:1/%")
+	if err != nil || ws2.Request() == nil || ws2.Request().Response != nil || ws2.Request().URL.Path != "/%" {
+		t.Errorf("%v, %v", ws2, err)
+	}
+	ws2.Abort()
+	<-ws2.Done()
 }
 
 // Frames behind the answer, cut anywhere, are not lost.

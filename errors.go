@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"strconv"
 )
 
@@ -157,9 +158,16 @@ func (e *SyntaxError) Error() string {
 // A HandshakeError tells why an opening handshake did not succeed, on the
 // dialling side. Status is the HTTP status the listener answered with, 0 if
 // there was no valid answer.
+//
+// Header has the answer's header lines, nil if there was no answer. Body is the
+// beginning of its body, at most 4 KiB, as far as it came in time; there is none
+// to a 101. A proxy that refuses leaves its own there, with Status 0. They are a
+// stranger's words.
 type HandshakeError struct {
 	Status int
 	Reason string
+	Header http.Header
+	Body   []byte
 	Err    error
 }
 

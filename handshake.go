@@ -1,7 +1,6 @@
 package peerws
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/sha1"
 	"crypto/tls"
@@ -45,11 +44,19 @@ var (
 var upgradeHeader = http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-WebSocket-Version": {"13"}}
 
 // response renders a refusal. The connection ends with it.
-func (r *refusal) response() []byte {
+func (r *refusal) response() []byte { return r.responseTo(http.MethodGet) }
+
+// responseTo is response to a request with a method: HEAD gets no body (RFC
+// 9110 §9.3.2).
+func (r *refusal) responseTo(method string) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nConnection: close\r\n", r.status, http.StatusText(r.status))
 	r.header.Write(&b)
-	fmt.Fprintf(&b, "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: %d\r\n\r\n%s\n", len(r.text)+1, r.text)
+	fmt.Fprintf(&b, "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: %d\r\n\r\n", len(r.text)+1)
+	if method != http.MethodHead {
+		b.WriteString(r.text)
+		b.WriteByte('\n')
+	}
 	return b.Bytes()
 }
 
@@ -70,15 +77,33 @@ func (r *refusal) writeTo(w http.ResponseWriter, req *http.Request) {
 // most. It may hold the
 // first bytes already. Deadlines are the caller's. An error that is a *refusal has an answer.
 func readHead(conn io.Reader, b *buffer, most int) (n int, err error) {
+	return readFrom(conn, b, most, false)
+}
+
+// readRequestHead is readHead for a request: one empty line before it is not
+// looked at, and taken out of b (RFC 9112 §2.2).
+func readRequestHead(conn io.Reader, b *buffer, most int) (n int, err error) {
+	return readFrom(conn, b, most, true)
+}
+
+func readFrom(conn io.Reader, b *buffer, most int, blank bool) (n int, err error) {
 	from := 0
 	for {
-		if b.len() > from {
+		if blank && b.len() > 1 {
+			blank = false
+			if b.b[0] == '\r' && b.b[1] == '\n' {
+				b.b = b.b[:copy(b.b, b.b[2:])]
+			}
+		}
+		half := blank && b.len() == 1 && b.b[0] == '\r'
+		if b.len() > from && !half {
 			if n, r := headEnd(b.b, from); r != nil {
 				return 0, r
 			} else if n > 0 {
 				return n, nil
 			}
 			from = b.len()
+			blank = false
 		}
 		if err != nil {
 			return 0, err
@@ -93,7 +118,7 @@ func readHead(conn io.Reader, b *buffer, most int) (n int, err error) {
 			b.enlarge(min(4*room, most))
 		}
 		var k int
-		k, err = conn.Read(b.b[from:min(cap(b.b), most)])
+		k, err = conn.Read(b.b[b.len():min(cap(b.b), most)])
 		b.extend(k)
 	}
 }
@@ -121,14 +146,17 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	switch {
 	case string(h.method) != http.MethodGet:
 		return o, errMethod
-	case string(h.proto) != "HTTP/1.1":
+	case !isHTTP11(h.proto):
 		return o, errHTTPVersion
 	case hosts != 1 || !validHost(host):
 		return o, errHost
 	case encodings > 0 || lengths > 1 || lengths == 1 && string(length) != "0":
 		return o, errBody
-	case !validTarget(h.target):
-		return o, errTarget
+	}
+	host, target, r := splitTarget(h.target, host)
+	switch {
+	case r != nil:
+		return o, r
 	case !h.hasToken("Connection", "upgrade"):
 		return o, errConnection
 	case versions > 1:
@@ -142,7 +170,7 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	case origins == 1 && !p.allows(string(origin), h.authority(host)):
 		return o, errOrigin
 	}
-	o.key, o.host, o.target = key, host, h.target
+	o.key, o.host, o.target = key, host, target
 	o.protocol, r = chooseProtocol(h, protocols)
 	return o, r
 }
@@ -156,18 +184,38 @@ func (h *head) authority(host []byte) string {
 	return string(host)
 }
 
-// validTarget reports whether t is a path (RFC 9112 §3.2.1), perhaps with a
-// query, that net/http can read.
-func validTarget(t []byte) bool {
-	if t[0] != '/' || bytes.IndexByte(t, '#') >= 0 {
-		return false
+// splitTarget returns the authority and the path, perhaps with a query, that a
+// request target means, host being the request's Host. A target in absolute form
+// has an authority of its own, which replaces that (RFC 9112 §3.2.2); its path
+// may be missing. A % in the path need not be an escape: the WHATWG standard
+// lets it be.
+func splitTarget(t, host []byte) (authority, path []byte, _ *refusal) {
+	if bytes.IndexByte(t, '#') >= 0 {
+		return nil, nil, errTarget
 	}
-	path, _, _ := bytes.Cut(t, []byte("?"))
-	if bytes.IndexByte(path, '%') < 0 {
-		return true
+	if t[0] == '/' { // origin form, §3.2.1
+		return host, t, nil
 	}
-	_, err := url.PathUnescape(string(path))
-	return err == nil
+	scheme, rest, ok := bytes.Cut(t, []byte("://"))
+	if !ok {
+		return nil, nil, errTarget
+	}
+	switch strings.ToLower(string(scheme)) {
+	case "http", "https", "ws", "wss":
+	default:
+		return nil, nil, errTarget
+	}
+	n := bytes.IndexAny(rest, "/?")
+	if n < 0 {
+		n = len(rest)
+	}
+	if authority = rest[:n]; !validHost(authority) {
+		return nil, nil, errHost
+	}
+	if path = rest[n:]; len(path) == 0 || path[0] == '?' {
+		path = append([]byte{'/'}, path...)
+	}
+	return authority, path, nil
 }
 
 // validHost reports whether v can be a Host: a name or address, and perhaps a
@@ -203,15 +251,18 @@ func validKey(v []byte) bool {
 // (RFC 6455 §4.2.2). A listener with protocols refuses a peer that offers only
 // others, but takes one that offers none.
 func chooseProtocol(h *head, ours []string) (int, *refusal) {
-	offers := 0
+	offers, lists := 0, 0
 	best := len(ours)
 	var seen [16][]byte
 	for _, f := range h.fields {
 		if !f.is("Sec-WebSocket-Protocol") {
 			continue
 		}
+		lists++
 		for v := range bytes.SplitSeq(f.value, []byte(",")) {
-			v = bytes.Trim(v, " \t")
+			if v = bytes.Trim(v, " \t"); len(v) == 0 {
+				continue // RFC 9110 §5.6.1.2
+			}
 			if !isTokens(v) {
 				return 0, errProtocols
 			}
@@ -235,6 +286,8 @@ func chooseProtocol(h *head, ours []string) (int, *refusal) {
 	switch {
 	case best < len(ours):
 		return best + 1, nil
+	case lists > 0 && offers == 0: // §4.3: 1#token
+		return 0, errProtocols
 	case offers > 0 && len(ours) > 0:
 		return 0, errNoProtocol
 	}
@@ -310,19 +363,20 @@ func checkHeader(what string, h http.Header, own ...string) error {
 // what is kept of it, as are the first line and Host, which WebSocket.where has.
 const usualFields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
 
-// keep returns what of the accepted request, whose head is b, cannot be told
-// without it: its unusual fields, or all of it.
-func (h *head) keep(b []byte) string {
+// keep returns what of the accepted request, whose head has size bytes, cannot
+// be told without it: its unusual fields, or, behind a space, all but Host.
+func (h *head) keep(size int) string {
 	upgrade, upgrades := h.get("Upgrade")
 	connection, connections := h.get("Connection")
-	if upgrades != 1 || connections != 1 || string(upgrade) != "websocket" || string(connection) != "Upgrade" {
-		return string(b)
-	}
-	f := newBuffer(2 * len(b))
+	usual := upgrades == 1 && connections == 1 && string(upgrade) == "websocket" && string(connection) == "Upgrade"
+	f := newBuffer(2*size + 1)
 	defer f.free()
+	if !usual {
+		f.b = append(f.b, ' ')
+	}
 	for _, l := range h.fields {
 		switch {
-		case l.is("Host"), l.is("Upgrade"), l.is("Connection"), l.is("Sec-WebSocket-Version"):
+		case l.is("Host"), usual && (l.is("Upgrade") || l.is("Connection") || l.is("Sec-WebSocket-Version")):
 			continue
 		}
 		f.b = append(f.b, l.name...)
@@ -333,37 +387,67 @@ func (h *head) keep(b []byte) string {
 	return string(f.b)
 }
 
-// restore returns the head of which keep has returned kept.
-func restore(host, target, kept string) string {
-	if strings.HasPrefix(kept, "GET ") { // all of it: a field name has no space
-		return kept
+// readRequest returns the opening request for host and target, of which keep has
+// returned kept.
+func readRequest(host, target, kept, remote string, secure *tls.ConnectionState) *http.Request {
+	r := bareRequest(host, target, remote, secure)
+	all, ok := strings.CutPrefix(kept, " ")
+	if !ok {
+		all = usualFields + kept
 	}
-	return fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\n%s%s\r\n", target, host, usualFields, kept)
+	r.Header = headerOf(all)
+	return r
 }
 
-// readRequest returns the opening request as net/http reads it, nil if it cannot.
-func readRequest(head string, remote string, secure *tls.ConnectionState) *http.Request {
-	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(head)))
-	if err != nil {
-		return nil
+// headerOf returns the header lines of a head that was checked when it came, or
+// that we have sent.
+func headerOf(lines string) http.Header {
+	h := http.Header{}
+	for line := range strings.SplitSeq(lines, "\r\n") {
+		if name, value, ok := strings.Cut(line, ":"); ok {
+			h.Add(name, strings.Trim(value, " \t"))
+		}
 	}
-	r.RemoteAddr, r.TLS = remote, secure
-	return r
+	return h
 }
 
 // bareRequest returns an opening request of which the headers are gone.
 func bareRequest(host, target, remote string, secure *tls.ConnectionState) *http.Request {
-	r := &http.Request{
-		Method: http.MethodGet, Host: host, RequestURI: target, RemoteAddr: remote,
+	return &http.Request{
+		Method: http.MethodGet, Host: host, URL: targetURL(target), RequestURI: target, RemoteAddr: remote,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{}, Body: http.NoBody, TLS: secure,
 	}
-	if u, err := url.ParseRequestURI(target); err == nil {
-		r.URL = u
-	} else {
-		r.URL = &url.URL{Path: target}
-	}
-	return r
 }
+
+// targetURL returns a path, perhaps with a query, as a URL. A % that is not an
+// escape stands for itself.
+func targetURL(target string) *url.URL {
+	path, query, ok := strings.Cut(target, "?")
+	u, err := url.ParseRequestURI(replaceBare(path, "%25"))
+	if err != nil {
+		u = &url.URL{Path: path}
+	}
+	u.RawQuery, u.ForceQuery = query, ok && query == ""
+	return u
+}
+
+// replaceBare puts by in the place of each % of path that is not an escape.
+func replaceBare(path, by string) string {
+	if strings.IndexByte(path, '%') < 0 {
+		return path
+	}
+	var b strings.Builder
+	for i := range len(path) {
+		if path[i] == '%' && (i+2 >= len(path) || !isHex(path[i+1]) || !isHex(path[i+2])) {
+			b.WriteString(by)
+		} else {
+			b.WriteByte(path[i])
+		}
+	}
+	return b.String()
+}
+
+func isHex(c byte) bool { return isDigit(c) || 'a' <= c|0x20 && c|0x20 <= 'f' }
 
 // splitHost splits a Host or authority into host, without brackets, and port,
 // "" if it has none.

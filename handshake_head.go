@@ -116,7 +116,7 @@ func (h *head) parseResponse(b []byte) (status int, _ *refusal) {
 	line, rest, _ := bytes.Cut(b, []byte("\r\n"))
 	proto, line, _ := bytes.Cut(line, []byte(" "))
 	code, reason, _ := bytes.Cut(line, []byte(" "))
-	if string(proto) != "HTTP/1.1" || len(code) != 3 || !isText(reason) {
+	if !isProto(proto) || proto[5] != '1' || len(code) != 3 || !isText(reason) {
 		return 0, errHeadLine
 	}
 	for _, c := range code {
@@ -132,6 +132,10 @@ func (h *head) parseResponse(b []byte) (status int, _ *refusal) {
 func isProto(p []byte) bool {
 	return len(p) == 8 && string(p[:5]) == "HTTP/" && isDigit(p[5]) && p[6] == '.' && isDigit(p[7])
 }
+
+// isHTTP11 reports whether p is HTTP/1.1 or a later minor version, which is
+// taken for that (RFC 9110 §2.5).
+func isHTTP11(p []byte) bool { return isProto(p) && p[5] == '1' && p[7] >= '1' }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
@@ -184,6 +188,17 @@ func (h *head) hasToken(name, token string) bool {
 			if v = bytes.Trim(v, " \t"); len(v) == len(token) && strings.EqualFold(string(v), token) {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// lists reports whether one of the fields called name has an element: empty ones
+// do not count (RFC 9110 §5.6.1.2).
+func (h *head) lists(name string) bool {
+	for _, f := range h.fields {
+		if f.is(name) && len(bytes.Trim(f.value, " \t,")) > 0 {
+			return true
 		}
 	}
 	return false

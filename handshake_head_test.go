@@ -392,6 +392,8 @@ func TestRFC9112_Section4_StatusLine(t *testing.T) {
 		"HTTP/1.1 101":                     101,
 		"HTTP/1.1 404 Nicht da, M\xfcller": 404,
 		"HTTP/1.1 000 x":                   0,
+		"HTTP/1.0 404 x":                   404,
+		"HTTP/1.2 101 x":                   101,
 	} {
 		var h head
 		if status, err := h.parseResponse([]byte(line + "\r\nA: b\r\n\r\n")); status != want || err != nil || len(h.fields) != 1 {
@@ -399,7 +401,7 @@ func TestRFC9112_Section4_StatusLine(t *testing.T) {
 		}
 	}
 	for _, line := range []string{
-		"HTTP/1.0 101 x", "HTTP/2.0 101 x", "HTTP/2 101", "http/1.1 101 x", "HTTP/1.1  101 x", "HTTP/1.1 10 x", "HTTP/1.1 1011 x", "HTTP/1.1 1x1 x",
+		"HTTP/2.0 101 x", "HTTP/0.9 101 x", "HTTP/1.10 101 x", "HTTP/2 101", "http/1.1 101 x", "HTTP/1.1  101 x", "HTTP/1.1 10 x", "HTTP/1.1 1011 x", "HTTP/1.1 1x1 x",
 		"HTTP/1.1 +11 x", "HTTP/1.1\t101 x", "HTTP/1.1", "HTTP/1.1 ", "ICY 200 OK", "GET / HTTP/1.1", "HTTP/1.1 101\tx",
 		"HTTP/1.1 101 a\rb", "HTTP/1.1 101 a\x00b",
 	} {

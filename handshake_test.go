@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -228,13 +229,17 @@ var badRequests = []struct {
 	{"HTTP/0.9", swap(getLine, "GET /chat HTTP/0.9\r\n"), errHTTPVersion},
 	{"HTTP/2.0", swap(getLine, "GET /chat HTTP/2.0\r\n"), errHTTPVersion},
 
-	{"absolute target", swap(getLine, "GET http://127.0.0.1:9000/chat HTTP/1.1\r\n"), errTarget},
+	{"absolute target of another scheme", swap(getLine, "GET ftp://127.0.0.1:9000/chat HTTP/1.1\r\n"), errTarget},
+	{"absolute target without authority", swap(getLine, "GET http:///chat HTTP/1.1\r\n"), errHost},
+	{"absolute target with a user", swap(getLine, "GET http://a@127.0.0.1:9000/chat HTTP/1.1\r\n"), errHost},
+	{"absolute target with a fragment", swap(getLine, "GET http://127.0.0.1:9000/chat#a HTTP/1.1\r\n"), errTarget},
+	{"absolute target with a port that cannot be", swap(getLine, "GET http://127.0.0.1:90000/chat HTTP/1.1\r\n"), errHost},
+	{"absolute target, no Host", strings.Replace(swap(getLine, "GET http://127.0.0.1:9000/chat HTTP/1.1\r\n"), hostLine, "", 1), errHost},
+	{"absolute target of another Origin", strings.Replace(add("Origin: http://127.0.0.1:9000\r\n"), getLine, "GET http://a.example/chat HTTP/1.1\r\n", 1), errOrigin},
 	{"asterisk target", swap(getLine, "GET * HTTP/1.1\r\n"), errTarget},
 	{"target without a slash", swap(getLine, "GET chat HTTP/1.1\r\n"), errTarget},
 	{"target that is a query", swap(getLine, "GET ?a HTTP/1.1\r\n"), errTarget},
 	{"target with a fragment", swap(getLine, "GET /chat#here HTTP/1.1\r\n"), errTarget},
-	{"target with a broken escape", swap(getLine, "GET /%zz HTTP/1.1\r\n"), errTarget},
-	{"target with a cut-off escape", swap(getLine, "GET /chat%2 HTTP/1.1\r\n"), errTarget},
 
 	{"no Host", swap(hostLine, ""), errHost},
 	{"two Hosts", swap(hostLine, hostLine+"host: evil.example\r\n"), errHost},
@@ -296,8 +301,7 @@ var badRequests = []struct {
 	{"DNS rebinding", strings.Replace(add("Origin: http://evil.example:9000\r\n"), hostLine, "Host: evil.example:9000\r\n", 1), errOrigin},
 
 	{"empty protocol", add("Sec-WebSocket-Protocol:\r\n"), errProtocols},
-	{"protocol list with a hole", add("Sec-WebSocket-Protocol: chat,,superchat\r\n"), errProtocols},
-	{"protocol list that ends in a comma", add("Sec-WebSocket-Protocol: chat,\r\n"), errProtocols},
+	{"protocol list of nothing", add("Sec-WebSocket-Protocol: , ,\r\n"), errProtocols},
 	{"protocol with a space", add("Sec-WebSocket-Protocol: chat room\r\n"), errProtocols},
 	{"protocol in quotes", add("Sec-WebSocket-Protocol: \"chat\"\r\n"), errProtocols},
 	{"protocol with a parameter", add("Sec-WebSocket-Protocol: chat;v=1\r\n"), errProtocols},
@@ -405,6 +409,9 @@ func TestSection4_2_2_Subprotocols(t *testing.T) {
 		{"aa", "a", "refused"},
 		{"v1.a", "v1.b, v1.a", "v1.a"},
 		{"a", "b, c", "refused"},
+		{"a b", "c,,b", "b"}, // empty elements, RFC 9110 §5.6.1.2
+		{"a b", ", ,\tb,", "b"},
+		{"a", ",b,", "refused"},
 	} {
 		lines := ""
 		if c.offered != "" {
@@ -488,12 +495,23 @@ func TestRefusals_OverTCP(t *testing.T) {
 				defer close(wrote)
 				conn.Write([]byte(c.bytes + more))
 			}()
-			r, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			head := strings.HasPrefix(c.bytes, "HEAD ")
+			q := &http.Request{Method: http.MethodGet}
+			if head {
+				q.Method = http.MethodHead
+			}
+			r, err := http.ReadResponse(bufio.NewReader(conn), q)
 			if err != nil {
 				t.Errorf("%s: %v", c.name, err)
 				return
 			}
 			body, err := io.ReadAll(r.Body)
+			if head {
+				if len(body) > 0 || r.ContentLength <= 0 {
+					t.Errorf("%s: %d bytes %q", c.name, r.ContentLength, body)
+				}
+				body = []byte(errMethod.text + "\n")
+			}
 			if err != nil || r.StatusCode != c.status || !r.Close || r.ContentLength != int64(len(body)) {
 				t.Errorf("%s: %v, %v, close %v, %d bytes %q; want %d", c.name, err, r.Status, r.Close, r.ContentLength, body, c.status)
 			}
@@ -573,6 +591,99 @@ func TestEarlyFrames_EverySplit(t *testing.T) {
 	k := knock(t, l, upgrade, strings.Repeat(maskedHello, 5000))
 	k.wantOpen()
 	k.wantBytes("echoes", strings.Repeat(hello, 5000))
+}
+
+// What a request target means, and what the program sees of it: path and
+// authority (RFC 9112 §3.2), by each way in.
+func TestRequest_Targets(t *testing.T) {
+	seen := make(chan *http.Request, 1)
+	config := ListenConfig{HTTP: page, OnConnection: func(c *WebSocket) { seen <- c.Request() }}
+	l := openPort(t, config)
+	m, h, err := config.Handler()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closePort(t, m) })
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	for _, c := range []struct{ first, host, target, path string }{
+		{"GET /chat HTTP/1.1", "127.0.0.1:9000", "/chat", "/chat"},
+		{"GET http://a.example:80/chat?b HTTP/1.1", "a.example:80", "/chat?b", "/chat"},
+		{"GET HTTPS://a.example HTTP/1.1", "a.example", "/", "/"},
+		{"GET Ws://a.example?b=/ HTTP/1.1", "a.example", "/?b=/", "/"},
+		{"GET wss://[::1]:9000/ HTTP/1.1", "[::1]:9000", "/", "/"},
+		{"GET /?http://b/ HTTP/1.1", "127.0.0.1:9000", "/?http://b/", "/"},
+		{"GET //b/c?d? HTTP/1.1", "127.0.0.1:9000", "//b/c?d?", "//b/c"},
+		{"GET /a%20b? HTTP/1.2", "127.0.0.1:9000", "/a%20b?", "/a b"},
+		{"GET /100% HTTP/1.9", "127.0.0.1:9000", "/100%", "/100%"},
+		{"GET /%zz%2 HTTP/1.1", "127.0.0.1:9000", "/%zz%2", "/%zz%2"},
+		{"GET http://a/%%20%25 HTTP/1.1", "a", "/%%20%25", "/% %"},
+	} {
+		for name, start := range map[string]string{"Listen": "", "unusual fields": "", "kept alive": getPage, "Handler": "mounted"} {
+			if (start != "") && strings.ContainsAny(c.path, "%") {
+				continue // net/http has answered 400 itself
+			}
+			var k *knocker
+			if start == "mounted" {
+				conn, err := net.Dial("tcp", s.Listener.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { conn.Close() })
+				k = knockOn(t, conn)
+			} else if k = knock(t, l); start != "" {
+				k.send(start)
+				k.wantPage(`GET 127.0.0.1:9000 /page ""`)
+			}
+			head := strings.Replace(add("Trailer: Content-Length\r\nCookie: a=b\r\n"), strings.TrimSuffix(getLine, "\r\n"), c.first, 1)
+			if start != "" {
+				head = strings.Replace(head, "Trailer", "X-Trailer", 1)
+			}
+			if name == "unusual fields" {
+				head = strings.Replace(head, "Upgrade: websocket", "upgrade: ,WebSocket,", 1)
+			}
+			k.send(head)
+			k.wantOpen()
+			r := <-seen
+			if r == nil || r.Host != c.host || r.RequestURI != c.target || r.URL.Path != c.path || r.URL.Host != "" || r.URL.RequestURI() == "" || r.Header.Get("Cookie") != "a=b" {
+				t.Errorf("%s, %q: %+v", name, c.first, r)
+			}
+			k.conn.Close()
+		}
+	}
+}
+
+// One empty line before a request is not looked at (RFC 9112 §2.2), however it
+// comes; HEAD gets no body.
+func TestRequest_EmptyLineAndHEAD(t *testing.T) {
+	for _, parts := range [][]string{{"\r\n" + upgrade}, {"\r", "\n", upgrade}, {"\r\n", upgrade}, {"\r", "\n" + upgrade}, {"\r\nG", upgrade[1:]}, {upgrade}} {
+		b := newBuffer(512)
+		n, err := readRequestHead(pieces(parts...), b, 8<<10)
+		if err != nil || string(b.b[:n]) != upgrade {
+			t.Errorf("%q: %q, %v", parts, b.b, err)
+		}
+		b.free()
+	}
+	for _, parts := range [][]string{{"\r\n\r\n" + upgrade}, {"\r\n", "\r", "\n" + upgrade}, {"\n" + upgrade}, {"\rG"}, {"\r\n", " "}} {
+		b := newBuffer(512)
+		if _, err := readRequestHead(pieces(parts...), b, 8<<10); err != errHeadLine && err != errHeadEnd {
+			t.Errorf("%q: %v", parts, err)
+		}
+		b.free()
+	}
+	l := openPort(t, ListenConfig{})
+	for head, status := range map[string]int{
+		"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n":                 426,
+		"HEAD / HTTP/1.1\r\nHost : a\r\n\r\n":                400,
+		strings.Replace(upgrade, "GET", "HEAD", 1):           405,
+		"\r\nHEAD / HTTP/1.1\r\nHost: a\r\nUpgrade:\r\n\r\n": 426,
+	} {
+		k := knock(t, l, head)
+		all, err := io.ReadAll(k.br)
+		if !strings.HasPrefix(string(all), fmt.Sprintf("HTTP/1.1 %d ", status)) || !strings.HasSuffix(string(all), "\r\n\r\n") || !strings.Contains(string(all), "Content-Length: ") || err != nil {
+			t.Errorf("%q: %q, %v", head, all, err)
+		}
+	}
 }
 
 func TestRequest_IsKept(t *testing.T) {

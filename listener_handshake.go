@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -44,7 +45,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 	}
 	var size int
 	if err == nil {
-		size, err = readHead(conn, b, l.maxHead)
+		size, err = readRequestHead(conn, b, l.maxHead)
 	}
 	h := newHead()
 	defer h.free()
@@ -91,13 +92,17 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		}
 	}
 	if err != nil {
-		l.refuse(conn, err)
+		method := http.MethodGet
+		if bytes.HasPrefix(b.b, []byte("HEAD ")) { // h may not have got that far
+			method = http.MethodHead
+		}
+		l.refuse(conn, method, err)
 		l.leave(a.key)
 		return nil
 	}
 	c := l.newSocket(&o, a.key)
 	c.lf.secure = h.secure
-	c.lf.head = h.keep(b.b[:size])
+	c.lf.head = h.keep(size)
 	if rest := b.b[size:]; len(rest) > 0 {
 		c.in = newBuffer(len(rest))
 		c.in.b = append(c.in.b, rest...)
@@ -122,7 +127,7 @@ func (l *WebSocketListener) newSocket(o *opening, key ipKey) *WebSocket {
 }
 
 // refuse answers a request that is not accepted, if it is one.
-func (l *WebSocketListener) refuse(conn net.Conn, err error) {
+func (l *WebSocketListener) refuse(conn net.Conn, method string, err error) {
 	l.countRefused()
 	r, ok := err.(*refusal)
 	if !ok {
@@ -135,7 +140,7 @@ func (l *WebSocketListener) refuse(conn net.Conn, err error) {
 		socketOf(conn).Close()
 		return
 	}
-	linger(conn, r.response())
+	linger(conn, r.responseTo(method))
 }
 
 // upgrade authorizes and answers an accepted request, gives c its transport and
@@ -154,7 +159,7 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	if err != nil {
 		early.free()
 		l.unreserve() // before the peer is given time to read why
-		l.refuse(conn, err)
+		l.refuse(conn, http.MethodGet, err)
 		l.leave(a.key)
 		return nil
 	}

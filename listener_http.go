@@ -160,7 +160,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	if refused != nil {
 		early.free()
 		l.unreserve()
-		l.refuse(conn, refused)
+		l.refuse(conn, r.Method, refused)
 		l.leave(key)
 		return
 	}
@@ -171,6 +171,9 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	x := c.rareLocked() // nobody else knows c yet
 	x.parsed = r.WithContext(context.WithoutCancel(r.Context()))
 	x.parsed.Body = http.NoBody
+	if target := string(o.target); x.parsed.RequestURI != target { // it was in absolute form
+		x.parsed.RequestURI, x.parsed.URL = target, targetURL(target)
+	}
 	go func() { // net/http would recover a panic of the program's here
 		c := l.upgrade(a, conn, c, &o)
 		a.end()
