@@ -23,6 +23,10 @@ var (
 // Messages sent before go out first, except those that wait behind a NextWriter's
 // message that is not complete. It does nothing on a socket that is
 // already closing; on one that is still connecting it gives up.
+//
+// A program that ends right after Close may take messages with it that the peer
+// has not got: [WebSocket.Wait] waits for the end, and [WebSocket.CloseWait] is
+// both in one call.
 func (c *WebSocket) Close() error { return c.CloseWith(0, "") }
 
 // CloseWith is Close with a code and a reason for the peer. The code is 1000 or
@@ -45,7 +49,11 @@ func (c *WebSocket) CloseWith(code StatusCode, reason string) error {
 			}
 			fallthrough
 		default:
-			return &SyntaxError{"close code", strconv.Itoa(int(code)), "a program may send 1000 and 3000 to 4999"}
+			may := "the dialling side may send 1000 and 3000 to 4999"
+			if listener {
+				may = "the listening side may send 1000, 1001, 1008, 1011, 1012, 1013 and 3000 to 4999"
+			}
+			return &SyntaxError{"close code", strconv.Itoa(int(code)), may}
 		}
 	}
 	if len(reason) > maxReason {
@@ -56,6 +64,19 @@ func (c *WebSocket) CloseWith(code StatusCode, reason string) error {
 	}
 	c.startClose(InitiatorLocal, nil, code, reason)
 	return nil
+}
+
+// CloseWait is [WebSocket.CloseWith] and [WebSocket.Wait] in one call. It returns
+// when the socket is CLOSED, which takes no longer than CloseTimeout once the
+// messages sent before are out. If the CloseEvent's WasClean is true, the peer has
+// received them all. Its error is CloseWith's, or ctx's; ctx ends the wait, not
+// the closing. Messages that nobody has read are thrown away. A callback of the
+// socket must not call it: it would wait for itself.
+func (c *WebSocket) CloseWait(ctx context.Context, code StatusCode, reason string) (CloseEvent, error) {
+	if err := c.CloseWith(code, reason); err != nil {
+		return CloseEvent{}, err
+	}
+	return c.Wait(ctx)
 }
 
 // Abort ends the connection at once, without a closing handshake. Queued
@@ -108,7 +129,7 @@ func (c *WebSocket) peerClose(code StatusCode, reason string) {
 	if code == StatusNoStatusReceived {
 		code = 0
 	}
-	c.sendClose(code, "") // §5.5.1: echo the code
+	c.sendClose(code, reason) // §5.5.1: echo the code; browsers and others expect the reason too
 }
 
 // closeSent starts the time of the closing handshake: the kernel has our Close

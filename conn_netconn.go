@@ -68,11 +68,8 @@ func (n *netConn) Read(p []byte) (int, error) {
 
 // readError is io.EOF after an ordinary close by the peer.
 func (n *netConn) readError(err error) error {
-	if ev, ok := errors.AsType[CloseEvent](err); ok && ev.Initiator == InitiatorPeer {
-		switch ev.Code {
-		case StatusNormalClosure, StatusGoingAway, StatusNoStatusReceived:
-			return io.EOF
-		}
+	if ev, ok := errors.AsType[CloseEvent](err); ok && ev.Initiator == InitiatorPeer && ev.ordinary() {
+		return io.EOF
 	}
 	return n.opError("read", err)
 }
