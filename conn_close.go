@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"time"
 	"unicode/utf8"
 )
 
@@ -125,6 +126,7 @@ func (c *WebSocket) peerClose(code StatusCode, reason string) {
 		c.rareLocked().reason = reason
 	}
 	c.closingLocked(InitiatorPeer, nil)
+	c.shakenLocked()
 	c.mu.Unlock()
 	if code == StatusNoStatusReceived {
 		code = 0
@@ -137,8 +139,40 @@ func (c *WebSocket) peerClose(code StatusCode, reason string) {
 func (c *WebSocket) closeSent() {
 	c.mu.Lock()
 	c.lf.sent = true
+	c.shakenLocked()
 	c.mu.Unlock()
 	c.closeBy()
+}
+
+// awaitShaken waits until the closing handshake is complete, or cannot be any
+// more, or until over. It does not wait for callbacks, so one that goes on, or
+// that calls it, does not hold it up where the reading goes on meanwhile.
+func (c *WebSocket) awaitShaken(over <-chan time.Time) {
+	c.mu.Lock()
+	x := c.rareLocked()
+	if x.shaken == nil {
+		x.shaken = make(chan struct{})
+		c.shakenLocked()
+	}
+	ch := x.shaken
+	c.mu.Unlock()
+	select {
+	case <-ch:
+	case <-over:
+	}
+}
+
+// shakenLocked wakes awaitShaken if its time has come. mu is held.
+func (c *WebSocket) shakenLocked() {
+	ch := c.seldom().shaken
+	if ch == nil || !(c.lf.sent && c.lf.received || c.aborted.Load() || c.ReadyState() == Closed) {
+		return
+	}
+	select {
+	case <-ch:
+	default:
+		close(ch)
+	}
 }
 
 // closeBy gives the peer CloseTimeout from now on, if it has not got it already.
@@ -161,6 +195,7 @@ func (c *WebSocket) abort(by Initiator, cause error) {
 	}
 	c.aborted.Store(true)
 	c.closingLocked(by, cause)
+	c.shakenLocked()
 	if c.conn == nil { // it is connecting
 		c.lf.x.cancel()
 		return
@@ -283,6 +318,7 @@ func (c *WebSocket) end() {
 	clock := c.seldom().clock
 	c.lf.head = ""
 	c.setState(Closed)
+	c.shakenLocked()
 	c.wakeReadLocked()
 	onError, onClose, ev := c.seldom().onError, c.lf.onClose, c.eventLocked()
 	c.lf.onClose = nil
