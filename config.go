@@ -83,7 +83,7 @@ type ListenConfig struct {
 	MaxConnections      int           // sockets at a time, and connections of HTTP; 0: 1024
 	MaxConnectionsPerIP int           // transports at a time from one IPv4 address or IPv6 /64; 0: 64, loopback not counted
 	MaxMessageSize      int64         // bytes over all fragments of a message; 0: 1 MiB
-	MaxFragments        int           // of a message; 0: 1024
+	MaxFragments        int           // of a message, and one more for every 512 bytes of it; 0: 1024, or off with MaxMessageSize
 	MaxBufferedAmount   int           // payload bytes queued on one socket; 0: 1 MiB
 	WriteTimeout        time.Duration // without the peer taking anything; 0: 30 s
 	PingInterval        time.Duration // silence of the peer before it is pinged, more or less; 0: 25 s
@@ -138,7 +138,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		set: &settings{
 			core: coreLimits{
 				maxMessage:   orDefault(c.MaxMessageSize, defaultMaxMessageSize),
-				maxFragments: orDefault(c.MaxFragments, defaultMaxFragments),
+				maxFragments: fragmentLimit(c.MaxFragments, c.MaxMessageSize),
 			},
 			maxBuffered:      orDefault(c.MaxBufferedAmount, defaultMaxBufferedAmount),
 			handshakeTimeout: orOff(c.HandshakeTimeout, defaultHandshakeTimeout),
@@ -218,6 +218,15 @@ func orDefault[T cmp.Ordered](v, def T) T {
 		return def
 	}
 	return v
+}
+
+// fragmentLimit resolves MaxFragments. Its default follows MaxMessageSize: where
+// a message may have any size, it may have any number of fragments.
+func fragmentLimit(fragments int, size int64) int {
+	if fragments == 0 && size < 0 {
+		return -1
+	}
+	return orDefault(fragments, defaultMaxFragments)
 }
 
 // orOff is orDefault for times, where 0 then stands for off.

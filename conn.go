@@ -130,6 +130,7 @@ type rare struct {
 	tasks     []func()                  // callbacks set after their event, for the reader to run
 	lateRun   bool                      // a goroutine runs tasks after the end
 	doneCh    chan struct{}
+	shaken    chan struct{} // closed once the closing handshake is complete, or cannot be any more
 	calls     *calls
 	pings     []*waitingPing // not answered yet, the oldest first
 	pingID    uint64

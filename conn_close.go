@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"time"
 	"unicode/utf8"
 )
 
@@ -23,6 +24,10 @@ var (
 // Messages sent before go out first, except those that wait behind a NextWriter's
 // message that is not complete. It does nothing on a socket that is
 // already closing; on one that is still connecting it gives up.
+//
+// A program that ends right after Close may take messages with it that the peer
+// has not got: [WebSocket.Wait] waits for the end, and [WebSocket.CloseWait] is
+// both in one call.
 func (c *WebSocket) Close() error { return c.CloseWith(0, "") }
 
 // CloseWith is Close with a code and a reason for the peer. The code is 1000 or
@@ -45,7 +50,11 @@ func (c *WebSocket) CloseWith(code StatusCode, reason string) error {
 			}
 			fallthrough
 		default:
-			return &SyntaxError{"close code", strconv.Itoa(int(code)), "a program may send 1000 and 3000 to 4999"}
+			may := "the dialling side may send 1000 and 3000 to 4999"
+			if listener {
+				may = "the listening side may send 1000, 1001, 1008, 1011, 1012, 1013 and 3000 to 4999"
+			}
+			return &SyntaxError{"close code", strconv.Itoa(int(code)), may}
 		}
 	}
 	if len(reason) > maxReason {
@@ -56,6 +65,19 @@ func (c *WebSocket) CloseWith(code StatusCode, reason string) error {
 	}
 	c.startClose(InitiatorLocal, nil, code, reason)
 	return nil
+}
+
+// CloseWait is [WebSocket.CloseWith] and [WebSocket.Wait] in one call. It returns
+// when the socket is CLOSED, which takes no longer than CloseTimeout once the
+// messages sent before are out. If the CloseEvent's WasClean is true, the peer has
+// received them all. Its error is CloseWith's, or ctx's; ctx ends the wait, not
+// the closing. Messages that nobody has read are thrown away. A callback of the
+// socket must not call it: it would wait for itself.
+func (c *WebSocket) CloseWait(ctx context.Context, code StatusCode, reason string) (CloseEvent, error) {
+	if err := c.CloseWith(code, reason); err != nil {
+		return CloseEvent{}, err
+	}
+	return c.Wait(ctx)
 }
 
 // Abort ends the connection at once, without a closing handshake. Queued
@@ -104,11 +126,12 @@ func (c *WebSocket) peerClose(code StatusCode, reason string) {
 		c.rareLocked().reason = reason
 	}
 	c.closingLocked(InitiatorPeer, nil)
+	c.shakenLocked()
 	c.mu.Unlock()
 	if code == StatusNoStatusReceived {
 		code = 0
 	}
-	c.sendClose(code, "") // §5.5.1: echo the code
+	c.sendClose(code, reason) // §5.5.1: echo the code; browsers and others expect the reason too
 }
 
 // closeSent starts the time of the closing handshake: the kernel has our Close
@@ -116,8 +139,40 @@ func (c *WebSocket) peerClose(code StatusCode, reason string) {
 func (c *WebSocket) closeSent() {
 	c.mu.Lock()
 	c.lf.sent = true
+	c.shakenLocked()
 	c.mu.Unlock()
 	c.closeBy()
+}
+
+// awaitShaken waits until the closing handshake is complete, or cannot be any
+// more, or until over. It does not wait for callbacks, so one that goes on, or
+// that calls it, does not hold it up where the reading goes on meanwhile.
+func (c *WebSocket) awaitShaken(over <-chan time.Time) {
+	c.mu.Lock()
+	x := c.rareLocked()
+	if x.shaken == nil {
+		x.shaken = make(chan struct{})
+		c.shakenLocked()
+	}
+	ch := x.shaken
+	c.mu.Unlock()
+	select {
+	case <-ch:
+	case <-over:
+	}
+}
+
+// shakenLocked wakes awaitShaken if its time has come. mu is held.
+func (c *WebSocket) shakenLocked() {
+	ch := c.seldom().shaken
+	if ch == nil || !(c.lf.sent && c.lf.received || c.aborted.Load() || c.ReadyState() == Closed) {
+		return
+	}
+	select {
+	case <-ch:
+	default:
+		close(ch)
+	}
 }
 
 // closeBy gives the peer CloseTimeout from now on, if it has not got it already.
@@ -140,6 +195,7 @@ func (c *WebSocket) abort(by Initiator, cause error) {
 	}
 	c.aborted.Store(true)
 	c.closingLocked(by, cause)
+	c.shakenLocked()
 	if c.conn == nil { // it is connecting
 		c.lf.x.cancel()
 		return
@@ -262,6 +318,7 @@ func (c *WebSocket) end() {
 	clock := c.seldom().clock
 	c.lf.head = ""
 	c.setState(Closed)
+	c.shakenLocked()
 	c.wakeReadLocked()
 	if c.lf.entry == entryHeld { // OnConnection comes first
 		returned := c.lf.x.returned

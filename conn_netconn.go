@@ -15,9 +15,18 @@ import (
 // the other type fail the reading. It belongs to Read's style of reading.
 //
 // Read returns io.EOF when the peer has closed with 1000, 1001 or without a
-// code. Write returns when its bytes are queued. Close closes with 1000. A
-// WebSocket has no half-close, so there is no CloseWrite. A deadline that has
-// passed ends the wait only: the connection goes on when it is moved.
+// code. Write returns when its bytes are queued, all of them or none; text must be
+// UTF-8 as a whole. A Write may have any size, but the peer may have a limit for a
+// message: that of this package is MaxMessageSize, 1 MiB by default. A WebSocket
+// has no half-close, so there is no CloseWrite. A deadline that has passed ends
+// the wait only: the connection goes on when it is moved.
+//
+// Close closes with 1000 and waits, no longer than CloseTimeout, until the closing
+// handshake is complete: then the peer has received what was written, and a
+// program may end. If it is not, or the peer has closed with a complaint, Close
+// returns an error that wraps net.ErrClosed and the [CloseEvent]. What nobody has
+// read is thrown away. In OnMessage, which holds the peer's answer up, Close can
+// only wait for that time.
 func (c *WebSocket) NetConn(t MessageType) net.Conn {
 	return &netConn{c: c, t: t, rd: newDeadline(), wr: newDeadline()}
 }
@@ -68,11 +77,8 @@ func (n *netConn) Read(p []byte) (int, error) {
 
 // readError is io.EOF after an ordinary close by the peer.
 func (n *netConn) readError(err error) error {
-	if ev, ok := errors.AsType[CloseEvent](err); ok && ev.Initiator == InitiatorPeer {
-		switch ev.Code {
-		case StatusNormalClosure, StatusGoingAway, StatusNoStatusReceived:
-			return io.EOF
-		}
+	if ev, ok := errors.AsType[CloseEvent](err); ok && ev.Initiator == InitiatorPeer && ev.ordinary() {
+		return io.EOF
 	}
 	return n.opError("read", err)
 }
@@ -86,21 +92,35 @@ func (n *netConn) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	// A large Write goes in pieces, so that a deadline can come between them.
-	done := 0
-	for done < len(p) {
-		k := min(len(p)-done, fragment)
-		if err := n.c.Write(now, Message{n.t, p[done : done+k]}); err != nil {
-			return done, n.opError("write", err)
-		}
-		done += k
+	// It is taken whole or not at all, so that a deadline leaves no half message
+	// behind. It leaves in fragments all the same.
+	if err := n.c.Write(now, Message{n.t, p}); err != nil {
+		return 0, n.opError("write", err)
 	}
-	return done, nil
+	return len(p), nil
 }
 
+// Close closes with 1000 and waits for the peer's answer.
 func (n *netConn) Close() error {
-	n.c.CloseWith(StatusNormalClosure, "")
-	return nil
+	c := n.c
+	c.CloseWith(StatusNormalClosure, "")
+	var over <-chan time.Time
+	if d := c.set.closeTimeout; d > 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		over = timer.C
+	}
+	c.awaitShaken(over)
+	c.mu.Lock()
+	ev := c.eventLocked()
+	c.mu.Unlock()
+	switch {
+	case ev.WasClean && ev.ordinary() && ev.Err == nil:
+		return nil
+	case !ev.WasClean && ev.Err == nil && ev.Initiator == InitiatorLocal:
+		ev.Err = errCloseTimeout
+	}
+	return n.opError("close", &closedError{"close", ev})
 }
 
 func (n *netConn) LocalAddr() net.Addr  { return n.c.LocalAddr() }

@@ -1,8 +1,12 @@
 package peerws
 
 import (
+	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,6 +62,209 @@ func TestNetConnDeadlineMovedAtOnce(t *testing.T) {
 		}
 		a.Abort()
 		d.Abort()
+		<-a.Done()
+		<-d.Done()
+	})
+}
+
+// One Write is one message, whatever its size and wherever pieces would cut text.
+func TestNetConn_WriteIsOneMessage(t *testing.T) {
+	for _, tt := range []struct {
+		typ  MessageType
+		data string
+	}{
+		{Text, "a"},
+		{Text, strings.Repeat("€", 30_000)},
+		{Text, "a" + strings.Repeat("ä", 100_000)},
+		{Text, strings.Repeat("😀", 300_000)},
+		{Binary, strings.Repeat("\xff", 3<<20+1)},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a, d := Pipe(ListenConfig{MaxMessageSize: -1}, Dialer{})
+			go func() {
+				nd := d.NetConn(tt.typ)
+				if n, err := nd.Write([]byte(tt.data)); n != len(tt.data) || err != nil {
+					t.Errorf("Write: %d of %d, %v", n, len(tt.data), err)
+				}
+				if err := nd.Close(); err != nil {
+					t.Errorf("Close: %v", err)
+				}
+			}()
+			m, err := a.Read(t.Context())
+			if err != nil || m.Type != tt.typ || string(m.Data) != tt.data {
+				t.Errorf("%d bytes of %d, %v", len(m.Data), len(tt.data), err)
+			}
+			<-a.Done()
+			<-d.Done()
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // text is checked as a whole
+		a, d := Pipe(ListenConfig{}, Dialer{})
+		if n, err := d.NetConn(Text).Write([]byte(strings.Repeat("a", 200_000) + "\xe2\x82")); n != 0 || err == nil {
+			t.Errorf("Write of half a character: %d, %v", n, err)
+		}
+		a.Abort()
+		d.Abort()
+		<-a.Done()
+		<-d.Done()
+	})
+}
+
+// Close waits until the peer has answered, also behind messages that nobody
+// reads, and while another goroutine reads.
+func TestNetConn_CloseWaits(t *testing.T) {
+	for _, reads := range []string{"nobody", "a Read that waits", "a message half read"} {
+		synctest.Test(t, func(t *testing.T) {
+			a, d := Pipe(ListenConfig{}, Dialer{})
+			na, nd := a.NetConn(Binary), d.NetConn(Binary)
+			read := make(chan struct{})
+			switch reads {
+			case "a Read that waits":
+				go func() {
+					defer close(read)
+					if n, err := nd.Read(make([]byte, 1)); err == nil {
+						t.Errorf("Read: %d, %v", n, err)
+					}
+				}()
+				synctest.Wait()
+			default:
+				na.Write(make([]byte, 300_000))
+				na.Write([]byte("unread"))
+				if reads != "nobody" {
+					nd.Read(make([]byte, 10))
+				}
+				close(read)
+			}
+			nd.Write(make([]byte, 500_000))
+			got := make(chan int64)
+			go func() {
+				n, _ := io.Copy(io.Discard, na)
+				got <- n
+			}()
+			start := time.Now()
+			if err := nd.Close(); err != nil {
+				t.Errorf("%s: Close: %v", reads, err)
+			}
+			if waited := time.Since(start); waited != 0 {
+				t.Errorf("%s: Close took %v", reads, waited)
+			}
+			if n := <-got; n != 500_000 {
+				t.Errorf("%s: the peer has %d bytes", reads, n)
+			}
+			if err := na.Close(); err != nil {
+				t.Errorf("%s: the peer's Close: %v", reads, err)
+			}
+			if err := nd.Close(); err != nil {
+				t.Errorf("%s: Close once more: %v", reads, err)
+			}
+			<-read
+			<-a.Done()
+			<-d.Done()
+		})
+	}
+}
+
+// A peer that does not answer costs Close no more than CloseTimeout, and it says
+// that the handshake is not complete; so it does after a complaint or a failure.
+func TestNetConn_CloseFails(t *testing.T) {
+	for name, before := range map[string]func(a, d *WebSocket){
+		"no answer": func(a, d *WebSocket) {
+			a.OnMessage(func(*WebSocket, Message) { time.Sleep(time.Hour) })
+			d.SendText("hold on")
+		},
+		"complaint": func(a, d *WebSocket) { a.CloseWith(StatusPolicyViolation, "no") },
+		"too big":   func(a, d *WebSocket) { d.SendBinary(make([]byte, 2<<20)) },
+		"aborted":   func(a, d *WebSocket) { d.Abort() },
+		"failed":    func(a, d *WebSocket) { a.Abort() },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a, d := Pipe(ListenConfig{}, Dialer{CloseTimeout: 3 * time.Second})
+			before(a, d)
+			synctest.Wait()
+			start := time.Now()
+			err := d.NetConn(Binary).Close()
+			if _, ok := errors.AsType[CloseEvent](err); !ok || !errors.Is(err, net.ErrClosed) {
+				t.Errorf("%s: Close: %v", name, err)
+			}
+			if waited := time.Since(start); name == "no answer" && waited != 3*time.Second || waited > 3*time.Second {
+				t.Errorf("%s: Close took %v", name, waited)
+			}
+			a.Abort()
+			d.Abort()
+			<-a.Done()
+			<-d.Done()
+		})
+	}
+}
+
+// A deadline ends the Write that waits for room; nothing of it was taken, and the
+// next one goes on.
+func TestNetConn_WriteDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, d := Pipe(ListenConfig{}, Dialer{MaxBufferedAmount: 1000})
+		nd := d.NetConn(Binary)
+		var err error
+		n, sent := 0, 0
+		for err == nil {
+			nd.SetWriteDeadline(time.Now().Add(time.Second))
+			if n, err = nd.Write(make([]byte, 200_000)); err == nil {
+				sent += n
+			}
+		}
+		if n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Write: %d, %v", n, err)
+		}
+		nd.SetWriteDeadline(time.Time{})
+		got := make(chan int64)
+		go func() {
+			n, _ := io.Copy(io.Discard, a.NetConn(Binary))
+			got <- n
+		}()
+		if _, err := nd.Write([]byte("on")); err != nil {
+			t.Error(err)
+		}
+		if err := nd.Close(); err != nil {
+			t.Error(err)
+		}
+		if n := <-got; n != int64(sent+2) {
+			t.Errorf("%d bytes, want %d", n, sent+2)
+		}
+		<-a.Done()
+		<-d.Done()
+	})
+}
+
+// CloseWait is CloseWith and Wait.
+func TestCloseWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, d := Pipe(ListenConfig{}, Dialer{})
+		got := 0
+		a.OnMessage(func(_ *WebSocket, m Message) { got = len(m.Data) })
+		d.SendBinary(make([]byte, 700<<10))
+		if _, err := d.CloseWait(t.Context(), 1001, ""); err == nil || d.ReadyState() != Open {
+			t.Errorf("code 1001 of the dialling side: %v, %v", err, d.ReadyState())
+		}
+		ev, err := d.CloseWait(t.Context(), 4001, "done")
+		if err != nil || !ev.WasClean || ev.Code != 4001 || ev.Reason != "done" || ev.Initiator != InitiatorLocal || d.ReadyState() != Closed {
+			t.Errorf("%+v, %v, %v", ev, err, d.ReadyState())
+		}
+		if ev, err := d.CloseWait(t.Context(), 0, ""); err != nil || ev.Code != 4001 {
+			t.Errorf("once more: %+v, %v", ev, err)
+		}
+		if <-a.Done(); got != 700<<10 {
+			t.Errorf("the peer has %d bytes", got)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // ctx ends the wait, not the closing
+		a, d := Pipe(ListenConfig{}, Dialer{})
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		a.OnMessage(func(*WebSocket, Message) { time.Sleep(time.Second) })
+		d.SendText("hold on")
+		synctest.Wait()
+		if _, err := d.CloseWait(ctx, 0, ""); err != context.Canceled {
+			t.Error(err)
+		}
 		<-a.Done()
 		<-d.Done()
 	})

@@ -51,7 +51,9 @@ func (c *WebSocket) Read(ctx context.Context) (Message, error) {
 }
 
 // Messages returns an iterator over the messages as Read returns them. It ends
-// silently after a clean close or when ctx ends, else with one error.
+// silently when ctx ends, after this program's own Close, and after a clean close
+// by the peer with code 1000, 1001 or none; else with one error, which has the
+// [CloseEvent] in it.
 func (c *WebSocket) Messages(ctx context.Context) iter.Seq2[Message, error] {
 	return func(yield func(Message, error) bool) {
 		for {
@@ -69,10 +71,19 @@ func (c *WebSocket) Messages(ctx context.Context) iter.Seq2[Message, error] {
 	}
 }
 
-// ended reports whether e is an ordinary end: a closing handshake, or this
-// program's own Close.
+// ended reports whether e is an ordinary end: this program's own Close, or the
+// peer's without a complaint.
 func (e CloseEvent) ended() bool {
-	return e.Err == nil && (e.Initiator == InitiatorLocal || e.Initiator == InitiatorPeer)
+	return e.Err == nil && (e.Initiator == InitiatorLocal || e.Initiator == InitiatorPeer && e.ordinary())
+}
+
+// ordinary reports whether the peer's Close frame says no more than that it goes.
+func (e CloseEvent) ordinary() bool {
+	switch e.Code {
+	case StatusNormalClosure, StatusGoingAway, StatusNoStatusReceived:
+		return true
+	}
+	return false
 }
 
 // A stream is a message that is read in pieces, and the io.Reader of it.
@@ -87,7 +98,8 @@ type stream struct {
 
 // NextReader waits for the next message and returns a reader of it that needs
 // no more memory for a large message than for a small one; with MaxMessageSize
-// negative it may have any size. What is left of the previous message is thrown
+// negative it may have any size, in any number of fragments unless MaxFragments
+// says otherwise. What is left of the previous message is thrown
 // away. The reader is valid until the next call; its Reads wait no longer than
 // ctx. Only at its io.EOF is the message known to be complete, and text to be
 // UTF-8 to its end.

@@ -254,6 +254,48 @@ func TestMessages(t *testing.T) {
 	})
 }
 
+// Messages tells of the peer's Close, unless it had nothing to complain of, and
+// says nothing about this program's own.
+func TestMessages_CloseEvent(t *testing.T) {
+	for _, tt := range []struct {
+		code StatusCode // of the peer's Close
+		told bool
+	}{
+		{0, false}, {1000, false}, {1001, false},
+		{1008, true}, {1011, true}, {1012, true}, {1013, true}, {3000, true}, {4003, true}, {4999, true},
+	} {
+		for _, own := range []bool{false, true} { // this program's Close, with the same code, came first
+			synctest.Test(t, func(t *testing.T) {
+				a, d := Pipe(ListenConfig{}, Dialer{})
+				reason := "why"
+				if tt.code == 0 {
+					reason = ""
+				}
+				closing, reading := a, d
+				if own {
+					reading = a
+				}
+				if err := closing.CloseWith(tt.code, reason); err != nil {
+					t.Fatal(err)
+				}
+				var errs []error
+				for _, err := range reading.Messages(t.Context()) {
+					errs = append(errs, err)
+				}
+				if !tt.told || own {
+					if errs != nil {
+						t.Errorf("%d, own %v: %v", tt.code, own, errs)
+					}
+				} else if ev, ok := errors.AsType[CloseEvent](errors.Join(errs...)); len(errs) != 1 || !ok || ev.Code != tt.code || ev.Reason != reason {
+					t.Errorf("%d: %v", tt.code, errs)
+				}
+				<-a.Done()
+				<-d.Done()
+			})
+		}
+	}
+}
+
 // Reads from many goroutines take turns; each message goes to one.
 func TestRead_ManyGoroutines(t *testing.T) {
 	onEachUnread(t, testSettings(), func(t *testing.T, c *WebSocket, p peer) {

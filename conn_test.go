@@ -278,12 +278,12 @@ func TestClosingHandshake_PeerFirst(t *testing.T) {
 	for _, tc := range []struct{ name, in, out, event string }{
 		{"no code", maskedClose0, "\x88\x00", `close 1005 "" clean=true by peer`},
 		{"1000", maskedClose, close1000, `close 1000 "" clean=true by peer`},
-		{"reason", "\x88\x85\x00\x00\x00\x00\x0f\xa1bye", "\x88\x02\x0f\xa1", `close 4001 "bye" clean=true by peer`},
+		{"reason", "\x88\x85\x00\x00\x00\x00\x0f\xa1bye", "\x88\x05\x0f\xa1bye", `close 4001 "bye" clean=true by peer`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			onEach(t, func(t *testing.T, c *WebSocket, r *recorder, p peer) {
 				p.send(maskedHello, tc.in, maskedHello) // what comes behind a Close is ignored
-				p.want("the same code", tc.out)
+				p.want("the same code and reason", tc.out)
 				p.wantEOF()
 				p.conn.Close()
 				waitDone(t, c)

@@ -50,7 +50,7 @@ type Dialer struct {
 	HandshakeTimeout  time.Duration // name lookup, transport, proxy, TLS and handshake together; 0: 10 s
 	MaxHeaderBytes    int           // of an answer's head; 0: 8 KiB; there is always a limit
 	MaxMessageSize    int64         // bytes over all fragments of a message; 0: 1 MiB
-	MaxFragments      int           // of a message; 0: 1024
+	MaxFragments      int           // of a message, and one more for every 512 bytes of it; 0: 1024, or off with MaxMessageSize
 	MaxBufferedAmount int           // payload bytes queued; 0: 1 MiB
 	WriteTimeout      time.Duration // without the peer taking anything; 0: 30 s
 	PingInterval      time.Duration // silence of the peer before it is pinged, more or less; 0: 25 s
@@ -148,7 +148,7 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 		set: &settings{
 			core: coreLimits{
 				maxMessage:   orDefault(d.MaxMessageSize, defaultMaxMessageSize),
-				maxFragments: orDefault(d.MaxFragments, defaultMaxFragments),
+				maxFragments: fragmentLimit(d.MaxFragments, d.MaxMessageSize),
 			},
 			maxBuffered:      orDefault(d.MaxBufferedAmount, defaultMaxBufferedAmount),
 			handshakeTimeout: orOff(d.HandshakeTimeout, defaultHandshakeTimeout),

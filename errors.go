@@ -131,14 +131,21 @@ func (e *ProtocolError) Error() string {
 type LimitError struct {
 	Option string     // the field's name
 	Limit  int64      // its value
-	Size   int64      // what was asked for, 0 if unknown
+	Size   int64      // the message's size as far as it was announced, in the option's unit; 0 if unknown
 	Code   StatusCode // what our Close frame told the peer
 }
 
 func (e *LimitError) Error() string {
-	s := "limit " + e.Option + " " + strconv.FormatInt(e.Limit, 10) + " exceeded"
+	size, unit := "", " bytes"
+	if e.Option == "MaxFragments" {
+		unit = " fragments"
+	}
 	if e.Size != 0 {
-		s += " by " + strconv.FormatInt(e.Size, 10)
+		size = " of " + strconv.FormatInt(e.Size, 10) + unit
+	}
+	s := "message" + size + " is over the limit " + e.Option + " of " + strconv.FormatInt(e.Limit, 10)
+	if e.Option == "MaxFragments" {
+		s += " and one more for every " + strconv.Itoa(fragmentShare) + " bytes"
 	}
 	return s
 }

@@ -60,8 +60,13 @@ var (
 // Limits that the core enforces. Negative means none.
 type coreLimits struct {
 	maxMessage   int64 // bytes over all fragments: 1009
-	maxFragments int   // frames of one message: 1008
+	maxFragments int   // frames of one message, with one more for every fragmentShare bytes: 1008
 }
+
+// fragmentShare is the number of payload bytes that allow a message one frame
+// more than MaxFragments. So the limit meets empty and tiny fragments only: a
+// peer whose fragments have this size or more never comes to it.
+const fragmentShare = 512
 
 // An eventKind tells what a core found.
 type eventKind uint8
@@ -256,7 +261,7 @@ func (c *core) check(h header) error {
 	var have int64
 	if c.part != nil {
 		have = c.part.total
-		if c.limits.maxFragments >= 0 && c.part.frames >= c.limits.maxFragments {
+		if most := c.limits.maxFragments; most >= 0 && int64(c.part.frames) >= int64(most)+have/fragmentShare {
 			return &LimitError{Option: "MaxFragments", Limit: int64(c.limits.maxFragments), Size: int64(c.part.frames) + 1, Code: StatusPolicyViolation}
 		}
 	}

@@ -121,7 +121,7 @@ func slowly(s []byte, client bool, limits coreLimits) (events []string) {
 			return fail()
 		}
 		if !control {
-			if (op == 0) != (inside != 0) || inside != 0 && limits.maxFragments >= 0 && fragments == limits.maxFragments {
+			if (op == 0) != (inside != 0) || inside != 0 && limits.maxFragments >= 0 && fragments >= limits.maxFragments+len(data)/512 {
 				return fail()
 			}
 			most := uint64(math.MaxInt)
@@ -199,6 +199,7 @@ func FuzzMessage(f *testing.F) {
 		{"\x02\x02ab", "\x80\x7f\x7f\xff\xff\xff\xff\xff\xff\xff"},
 		{"\x82\x7e\x45\x00" + pattern(0x4500), "\x81\x01x"}, // through space
 		{"\x01\x00", "\x00\x00", "\x00\x00", "\x00\x00", "\x00\x00", "\x80\x00"},
+		{"\x02\x7e\x02\x00" + pattern(512), "\x00\x00", "\x00\x00", "\x00\x00", "\x00\x00", "\x80\x00"},
 		{"\x88\x02\x03\xed"}, {"\x88\x01\x03"}, {"\x88\x03\x03\xe8\xff"}, {"\x88\x00"},
 		{"\xc1\x01x"}, {"\x83\x00"}, {"\x80\x00"}, {"\x01\x00", "\x81\x00"}, {"\x09\x00"},
 	} {

@@ -558,10 +558,62 @@ func TestFailConnection_MaxFragments(t *testing.T) {
 	failConnection(t, three, []string{"\x01\x00", "\x00\x00", "\x00\x00", "\x00\x00"}, want)
 
 	// The usual limit, with empty fragments and with fragments of one byte.
-	for _, fragment := range []string{"\x00\x00", "\x00\x01"} {
-		frames := slices.Repeat([]string{fragment + strings.Repeat("x", int(fragment[1]))}, 1024)
+	for fragment, most := range map[string]int{"\x00\x00": 1024, "\x00\x01": 1026} {
+		frames := slices.Repeat([]string{fragment + strings.Repeat("x", int(fragment[1]))}, most)
 		frames[0] = "\x02" + frames[0][1:]
-		failConnection(t, usual, append(frames, fragment), "fail 1008 MaxFragments 1024: 1025")
+		failConnection(t, usual, append(frames, fragment), fmt.Sprintf("fail 1008 MaxFragments 1024: %d", most+1))
+	}
+}
+
+// The number allowed grows with the bytes that have come, by one for each 512, so
+// that it meets small fragments only.
+func TestMaxFragmentsFollowsTheSize(t *testing.T) {
+	one := coreLimits{maxMessage: 1 << 20, maxFragments: 1}
+	const want = "fail 1008 MaxFragments 1: 2"
+	failConnection(t, one, []string{"\x02\x7e\x01\xff" + pattern(511), "\x80\x01"}, want)
+	receiveBoth(t, one, []string{"\x02\x7e\x02\x00" + pattern(512), "\x80\x01x"}, message(Binary, pattern(512)+"x"))
+	failConnection(t, one, []string{"\x02\x7e\x02\x00" + pattern(512), "\x00\x00", "\x80\x00"}, "fail 1008 MaxFragments 1: 3")
+
+	for _, size := range []int{512, 1 << 10, 4 << 10} {
+		limits := coreLimits{maxMessage: 2 << 20, maxFragments: 1}
+		n := 2 << 20 / size
+		p := pattern(size)
+		frame := string([]byte{0x7e, byte(size >> 8), byte(size)}) + p
+		frames := slices.Repeat([]string{"\x00" + frame}, n)
+		frames[0], frames[n-1] = "\x02"+frame, "\x80"+frame
+		got := receiveCut(t, true, limits, false, [][]byte{[]byte(strings.Join(frames, ""))})
+		if want := message(Binary, strings.Repeat(p, n)); len(got) != 1 || got[0] != want {
+			t.Errorf("fragments of %d bytes failed", size)
+		}
+	}
+}
+
+func TestFragmentLimit(t *testing.T) {
+	for _, tt := range []struct {
+		fragments int
+		size      int64
+		want      int
+	}{
+		{0, 0, 1024}, {0, 10, 1024}, {0, -1, -1}, {5, -1, 5}, {-1, 0, -1}, {5, 0, 5},
+	} {
+		if got := fragmentLimit(tt.fragments, tt.size); got != tt.want {
+			t.Errorf("MaxFragments %d with MaxMessageSize %d: %d, want %d", tt.fragments, tt.size, got, tt.want)
+		}
+	}
+}
+
+func TestLimitErrorText(t *testing.T) {
+	for _, tt := range []struct {
+		err  LimitError
+		want string
+	}{
+		{LimitError{Option: "MaxMessageSize", Limit: 10, Size: 19}, "message of 19 bytes is over the limit MaxMessageSize of 10"},
+		{LimitError{Option: "MaxMessageSize", Limit: 10}, "message is over the limit MaxMessageSize of 10"},
+		{LimitError{Option: "MaxFragments", Limit: 3, Size: 4}, "message of 4 fragments is over the limit MaxFragments of 3 and one more for every 512 bytes"},
+	} {
+		if got := tt.err.Error(); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
 	}
 }
 

@@ -426,7 +426,7 @@ func TestSection5_5_1_EveryCodeIsEchoed(t *testing.T) {
 		onBoth(t, testSettings(), func(t *testing.T, c *WebSocket, r *recorder, s side) {
 			body := string([]byte{byte(code >> 8), byte(code)})
 			s.send("\x88\x05" + body + "why")
-			s.want("the code without the reason", "\x88\x02"+body)
+			s.want("the code and the reason", "\x88\x05"+body+"why")
 			s.wantEnd()
 			if ev := waitDone(t, c); int(ev.Code) != code || ev.Reason != "why" || !ev.WasClean || ev.Initiator != InitiatorPeer || ev.Err != nil {
 				t.Errorf("%+v", ev)
