@@ -1,8 +1,11 @@
-//go:build unix && (!linux || race)
+//go:build unix && (!linux || 386 || race)
 
 package peerws
 
 import "syscall"
+
+// These go by the syscall package, which knows how each system calls them. On
+// linux/386 that is socketcall: the package has no number of recvfrom or sendto.
 
 func sysRead(fd uintptr, p []byte) (int, error) {
 	for {
