@@ -1,8 +1,10 @@
 package interop
 
 import (
+	"context"
 	"net"
 	"testing"
+	"time"
 
 	"golang.org/x/net/nettest"
 
@@ -34,10 +36,15 @@ func TestNetConn(t *testing.T) {
 				nettest.TestConn(t, func() (net.Conn, net.Conn, func(), error) {
 					a, d := transport.pair(t)
 					stop := func() {
-						a.Abort()
-						d.Abort()
-						<-a.Done()
-						<-d.Done()
+						for _, c := range []*peerws.WebSocket{a, d} {
+							if c.ReadyState() == peerws.Closing { // a Close waits for the peer's answer
+								ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+								c.Wait(ctx)
+								cancel()
+							}
+							c.Abort()
+							<-c.Done()
+						}
 					}
 					if side == "dialled" {
 						a, d = d, a

@@ -303,7 +303,7 @@ func exchanges() (all []exchange) {
 			name:        "close of them/" + name,
 			onlyDialler: private,
 			theirs:      []step{end(c.code, c.reason)},
-			closing:     closing{Code: seen.Code, Clean: true},
+			closing:     closing{seen.Code, c.reason, true},
 			event:       byThem(peerws.StatusCode(seen.Code), c.reason),
 		}
 		if c.code == 0 {
