@@ -78,6 +78,7 @@ type library struct {
 	sends, answers func(code int, reason string) (int, string)
 
 	tellsAnswer bool // close reports the answer to it
+	codeOnly    bool // and of that only the code
 	tellsClose  bool // read reports what came
 	assembles   bool // a fragmented message is read as one
 	fragments   bool // writeFragments works
@@ -133,7 +134,7 @@ var libraries = []library{
 			})
 		},
 		answers:     func(code int, reason string) (int, string) { return code, reason },
-		tellsAnswer: true, tellsClose: true, assembles: true, fragments: true, tellsPong: true,
+		tellsAnswer: true, codeOnly: true, tellsClose: true, assembles: true, fragments: true, tellsPong: true,
 	},
 	{
 		name: "gws",
