@@ -12,9 +12,9 @@
 //
 // # The data's way
 //
-//	in:   bytes → frame.go → message.go → conn_read.go → OnMessage, or reading.go → Read
-//	out:  Send → conn_write.go, outbox.go → frame.go → bytes
-//	port: listener.go, addresses.go → nat.Manager → nat.Mapper → the router
+//	in:   bytes → frame.go → message.go → conn_read.go → OnMessage, or conn_reader.go → Read
+//	out:  Send → conn_send.go, conn_write.go, conn_outbox.go → frame.go → bytes
+//	port: listener.go, listener_addresses.go → nat.Manager → nat.Mapper → the router
 //
 // An idle connection is one parked goroutine without a buffer. What it receives
 // is taken apart and unmasked where it lies; a message that arrived in one piece
@@ -30,6 +30,10 @@
 // Who prefers calls to callbacks uses Read, Messages, NextReader or NetConn; the
 // first use of either style fixes it. Control frames are answered in both. In
 // Read's style the Data is the caller's.
+//
+// A handler may stay in OnConnection and read there in a loop, as handlers
+// written for other libraries do. The socket's other callbacks wait until it
+// returns.
 //
 // Send never blocks: what the kernel does not take is queued up to
 // MaxBufferedAmount, then Send says ErrBufferFull; Write waits instead. Once a
