@@ -2,7 +2,6 @@ package peerws
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net"
 	"strings"
@@ -194,21 +193,4 @@ func TestOnConnection_KeepsOtherCallbacksBack(t *testing.T) {
 			t.Errorf("%s, want %s", s, want)
 		}
 	}
-}
-
-// A peer that goes while OnConnection blocks is noticed, and its place is free.
-func TestOnConnection_BlocksButTheEndIsSeen(t *testing.T) {
-	returning := make(chan struct{})
-	l := listen(t, ListenConfig{PingInterval: 40 * time.Millisecond, OnConnection: func(c *WebSocket) {
-		<-returning
-		if err := c.SendText("late"); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("Send after the end: %v", err)
-		}
-	}})
-	p := rawClient(t, l)
-	p.Close()
-	for s := l.Stats(); s.Accepted == 0 || s.Open > 0; s = l.Stats() {
-		time.Sleep(time.Millisecond)
-	}
-	close(returning)
 }
