@@ -141,6 +141,8 @@ type rare struct {
 	clock     *clock             // of a dialled socket
 	cancel    context.CancelFunc // of a dial that is going on
 	readUntil time.Time          // the reader's own deadline: writing has failed
+	// What the peer had acknowledged when it was looked at last, 0: not looked.
+	pingAcked, closeAcked uint64
 	returned  chan struct{}      // closed when OnConnection has returned, while entry is entryHeld
 	cause     error
 	reason    string // of the peer's Close frame

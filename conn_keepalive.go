@@ -11,7 +11,7 @@ import (
 
 // Keepalive: a peer that has been silent for PingInterval is sent a ping, and
 // one that stays silent for PongTimeout after it is given up. Any byte received
-// is life, and any byte of our queue that the peer takes. The clock of a connection stands still while its reader is not
+// is life, and any byte of our queue, or of the kernel's, that the peer takes. The clock of a connection stands still while its reader is not
 // reading: a callback runs, or a message waits for somebody to read it.
 //
 // There is no timer per connection: one clock per listener looks at all of its
@@ -53,7 +53,15 @@ func (c *WebSocket) look(now uint32) {
 		c.wmu.Lock()
 		by := c.wr.closeBy
 		c.wmu.Unlock()
-		if by != 0 && !before(now, by) && !c.aborted.Load() {
+		switch {
+		case by == 0 || c.aborted.Load():
+		case before(now, by):
+			c.noteClosing()
+		case c.tookSinceClose(): // it has not come to our Close frame yet
+			c.wmu.Lock()
+			c.wr.closeBy = max(now+millis(c.set.closeTimeout), 1)
+			c.wmu.Unlock()
+		default:
 			c.abort(InitiatorTimeout, errCloseTimeout)
 		}
 	}
@@ -102,7 +110,11 @@ func (c *WebSocket) lookOpen(now uint32) {
 		p.phase, p.since = phase, now
 		p.wait &^= pinged
 	case p.wait&pinged != 0:
-		if c.set.pongTimeout > 0 && quiet >= millis(c.set.pongTimeout) {
+		switch {
+		case c.set.pongTimeout <= 0 || quiet < millis(c.set.pongTimeout):
+		case c.tookSincePing(): // it has not come to the ping yet
+			p.since = now
+		default:
 			c.abort(InitiatorTimeout, errPongTimeout)
 		}
 	case quiet >= p.wait:
@@ -110,6 +122,7 @@ func (c *WebSocket) lookOpen(now uint32) {
 		// would only wait with the rest.
 		p.since = now
 		if c.pingIfIdle() {
+			c.notePending()
 			p.wait |= pinged
 		}
 	}

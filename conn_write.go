@@ -42,6 +42,7 @@ type backlog struct {
 	room     chan struct{} // closed when the queue has shrunk or the end has come; nil if nobody waits
 	watchdog *time.Timer   // of the cork
 	loan     loan          // the large message that a callback has now
+	short    bool          // keepQueueShort has been called
 }
 
 // A loan is a message lying in the block it came in, behind its own header, which
@@ -329,6 +330,10 @@ func (c *WebSocket) writeLoop() {
 	op.many, op.park = true, true
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
+	if b := w.moreLocked(); c.raw != nil && !b.short {
+		b.short = true
+		keepQueueShort(c.conn)
+	}
 	defer func() {
 		w.running = false
 		c.roomLocked()
@@ -371,14 +376,26 @@ func (c *WebSocket) writeLoop() {
 // writeWait writes some of op.vec, waiting for room. Only the writer goroutine
 // calls it, without wmu.
 func (c *WebSocket) writeWait(op *write) (int, error) {
-	if d := c.set.writeTimeout; d > 0 {
-		c.setWriteDeadline(time.Now().Add(d))
-	}
+	d := c.set.writeTimeout
 	if c.raw == nil {
+		if d > 0 {
+			c.setWriteDeadline(time.Now().Add(d))
+		}
 		return c.conn.Write(op.vec[0])
 	}
-	n := c.writeOnce(op)
-	return n, op.err
+	var s stall
+	for {
+		if d > 0 {
+			c.setWriteDeadline(time.Now().Add(max(d/stallParts, 1)))
+		}
+		n := c.writeOnce(op)
+		if n > 0 || !errors.Is(op.err, os.ErrDeadlineExceeded) || c.aborted.Load() || s.over(c.conn) {
+			return n, op.err
+		}
+		if s.quiet == 0 {
+			c.wroteSome()
+		}
+	}
 }
 
 // setWriteDeadline sets the transport's, unless abort has set its own for good.

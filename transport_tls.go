@@ -178,6 +178,7 @@ func (c *steadyConn) Read(p []byte) (int, error) {
 // Write writes all of p, however long that takes, unless nothing was taken for
 // the time of begin.
 func (c *steadyConn) Write(p []byte) (n int, err error) {
+	var s stall
 	for {
 		next := p[n:]
 		if c.piece > 0 {
@@ -186,7 +187,12 @@ func (c *steadyConn) Write(p []byte) (n int, err error) {
 		c.rearm()
 		k, err := c.Conn.Write(next)
 		n += k
-		if err != nil && (k == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) || n == len(p) {
+		switch {
+		case n == len(p), err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
+			return n, err
+		case k > 0:
+			s = stall{}
+		case c.piece > 0 || c.isOver() || s.over(c.Conn): // a TLS write that has timed out is not tried again
 			return n, err
 		}
 	}
@@ -196,8 +202,19 @@ func (c *steadyConn) rearm() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stall > 0 && !c.over {
-		c.Conn.SetWriteDeadline(time.Now().Add(c.stall))
+		d := c.stall
+		if c.piece == 0 {
+			d = max(d/stallParts, 1)
+		}
+		c.Conn.SetWriteDeadline(time.Now().Add(d))
 	}
+}
+
+// isOver reports whether a time-out is not one of rearm's.
+func (c *steadyConn) isOver() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stall <= 0 || c.over
 }
 
 // SetWriteDeadline with a time in the past ends all writing, once begin was
