@@ -85,10 +85,10 @@ type ListenConfig struct {
 	MaxMessageSize      int64         // bytes over all fragments of a message; 0: 1 MiB
 	MaxFragments        int           // of a message, and one more for every 512 bytes of it; 0: 1024, or off with MaxMessageSize
 	MaxBufferedAmount   int           // payload bytes queued on one socket; 0: 1 MiB
-	WriteTimeout        time.Duration // without the peer taking anything; 0: 30 s
+	WriteTimeout        time.Duration // without the peer taking anything, of the kernel's queue neither (Linux); 0: 30 s
 	PingInterval        time.Duration // silence of the peer before it is pinged, more or less; 0: 25 s
-	PongTimeout         time.Duration // silence after a ping before the peer is given up; 0: 20 s
-	CloseTimeout        time.Duration // of the closing handshake; 0: 5 s
+	PongTimeout         time.Duration // silence after a ping, the peer taking nothing either (Linux), before it is given up; 0: 20 s
+	CloseTimeout        time.Duration // of the closing handshake, anew while the peer takes what lies before our Close frame (Linux); 0: 5 s
 
 	// Logger gets what happens. nil: silent.
 	Logger *slog.Logger

@@ -143,9 +143,9 @@ type rare struct {
 	readUntil time.Time          // the reader's own deadline: writing has failed
 	// What the peer had acknowledged when it was looked at last, 0: not looked.
 	pingAcked, closeAcked uint64
-	returned  chan struct{}      // closed when OnConnection has returned, while entry is entryHeld
-	cause     error
-	reason    string // of the peer's Close frame
+	returned              chan struct{} // closed when OnConnection has returned, while entry is entryHeld
+	cause                 error
+	reason                string // of the peer's Close frame
 }
 
 // noneRare stands for a rare that was never made. Nobody writes to it.

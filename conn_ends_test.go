@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -192,5 +193,28 @@ func TestOnConnection_KeepsOtherCallbacksBack(t *testing.T) {
 		if s := <-got; s != want {
 			t.Errorf("%s, want %s", s, want)
 		}
+	}
+}
+
+// A peer that goes while OnConnection blocks is noticed, and its place is free.
+func TestOnConnection_BlocksButTheEndIsSeen(t *testing.T) {
+	returning := make(chan struct{})
+	sent := make(chan error, 1)
+	l := listen(t, ListenConfig{PingInterval: 40 * time.Millisecond, OnConnection: func(c *WebSocket) {
+		<-returning
+		sent <- c.SendText("late")
+	}})
+	p := rawClient(t, l)
+	p.Close()
+	for s, start := l.Stats(), time.Now(); s.Accepted == 0 || s.Open > 0; s = l.Stats() {
+		if time.Since(start) > 20*time.Second {
+			t.Errorf("still open: %+v", s)
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	close(returning)
+	if err := <-sent; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Send after the end: %v", err)
 	}
 }
