@@ -69,9 +69,10 @@ type ListenConfig struct {
 	ResponseHeader http.Header
 
 	// AllowedOrigins lists origins of web pages that may connect, such as
-	// "https://example.com"; "*" allows all. Pages that come from the very host
-	// they connect to are allowed if that host is an IP address, localhost or
-	// one of AllowedHosts. Programs, which send no Origin, are always allowed.
+	// "https://example.com", "null" or "file://"; "*" allows all. Pages that come
+	// from the very host they connect to are allowed if that host is an IP address,
+	// localhost or one of AllowedHosts, and so are programs that send the address
+	// they dial as Origin. Programs that send none are always allowed.
 	AllowedOrigins []string
 
 	// AllowedHosts lists names of this machine, without port.

@@ -13,7 +13,7 @@ import (
 // made to point at this machine (DNS rebinding) sends both with its own name.
 // So the name must also be one we know to be ours.
 type policy struct {
-	origins []string // serialised, lower case; or "*", "null"
+	origins []string // serialised, lower case; or "*", "null", "file://"
 	hosts   []string // names of ours, as hostName makes them
 }
 
@@ -21,13 +21,13 @@ type policy struct {
 func newPolicy(origins, hosts []string) (*policy, error) {
 	p := &policy{}
 	for _, o := range origins {
-		if o == "*" || o == "null" {
+		if o == "*" || opaqueOrigin(o) {
 			p.origins = append(p.origins, o)
 			continue
 		}
 		n, ok := normalOrigin(o)
 		if !ok || strings.Contains(n, "*") { // a pattern would match nothing
-			return nil, &SyntaxError{"allowed origin", o, `must be scheme://host[:port], "null" or "*"`}
+			return nil, &SyntaxError{"allowed origin", o, `must be scheme://host[:port], "null", "file://" or "*"`}
 		}
 		p.origins = append(p.origins, n)
 	}
@@ -51,29 +51,38 @@ func hostName(s string) (string, bool) {
 	return strings.TrimSuffix(strings.ToLower(name), "."), true
 }
 
-// allows reports whether a page of origin may connect to host, both as they
-// stand in the request.
-func (p *policy) allows(origin, host string) bool {
-	if slices.Contains(p.origins, "*") || origin == "null" && slices.Contains(p.origins, "null") {
-		return true
+// opaqueOrigin reports whether o is an origin without a host: of a sandboxed page
+// or a file, and "file://" of a file in some app's web view.
+func opaqueOrigin(o string) bool { return o == "null" || o == "file://" }
+
+// check returns nil if a page of origin may connect to host, both as they stand in
+// the request, or else why not.
+func (p *policy) check(origin, host string) *refusal {
+	if slices.Contains(p.origins, "*") || opaqueOrigin(origin) && slices.Contains(p.origins, origin) {
+		return nil
 	}
 	o, ok := normalOrigin(origin)
 	if !ok {
-		return false
+		return errOrigin
 	}
 	if slices.Contains(p.origins, o) {
-		return true
+		return nil
 	}
 	scheme, authority, _ := strings.Cut(o, "://")
-	if scheme != "http" && scheme != "https" {
-		return false
+	switch scheme {
+	case "http", "https":
+	case "ws", "wss": // a program's that sends the address it dials
+	default:
+		return errOrigin
 	}
 	// The page's own host, port included, with the default ports written out.
 	if withPort(authority, scheme) != withPort(strings.ToLower(host), scheme) {
-		return false
+		return errOrigin
 	}
-	name, _, ok := splitHost(strings.ToLower(host))
-	return ok && p.knows(name)
+	if name, _, ok := splitHost(strings.ToLower(host)); !ok || !p.knows(name) {
+		return errOriginHost
+	}
+	return nil
 }
 
 // knows reports whether name is ours whatever a name server says: nobody else
@@ -88,7 +97,7 @@ func (p *policy) knows(name string) bool {
 // withPort adds the scheme's default port to an authority that has none.
 func withPort(authority, scheme string) string {
 	if _, port, ok := splitHost(authority); ok && port == "" {
-		if scheme == "https" {
+		if scheme == "https" || scheme == "wss" {
 			return authority + ":443"
 		}
 		return authority + ":80"
@@ -107,7 +116,8 @@ func normalOrigin(s string) (string, bool) {
 	if !ok || !validHost([]byte(authority)) {
 		return "", false
 	}
-	if scheme == "http" && port == "80" || scheme == "https" && port == "443" {
+	switch {
+	case port == "80" && (scheme == "http" || scheme == "ws"), port == "443" && (scheme == "https" || scheme == "wss"):
 		authority = strings.TrimSuffix(authority, ":"+port)
 	}
 	return scheme + "://" + authority, true

@@ -67,7 +67,7 @@ func TestSection10_2_Origin(t *testing.T) {
 		{nil, []string{"home.example"}, "http://evil.example:9000", "home.example:9000", false},
 		{nil, []string{"home.example"}, "http://home.example:9000", "evil.example:9000", false},
 		{nil, []string{"home.example"}, "ftp://home.example:9000", "home.example:9000", false},
-		{nil, []string{"home.example"}, "ws://home.example:9000", "home.example:9000", false},
+		{nil, []string{"home.example"}, "ws://home.example:9000", "home.example:9000", true},
 
 		// AllowedOrigins: exact, whatever Host says.
 		{[]string{"https://example.com"}, nil, "https://example.com", "192.168.1.5:9000", true},
@@ -110,6 +110,19 @@ func TestSection10_2_Origin(t *testing.T) {
 		{[]string{"null"}, nil, "null", "a", true},
 		{[]string{"null"}, nil, "NULL", "a", false},
 		{[]string{"null"}, nil, "https://null", "a", false},
+		{[]string{"file://"}, nil, "file://", "a", true},
+		{[]string{"file://"}, nil, "file:///", "a", false},
+		{[]string{"file://"}, nil, "null", "a", false},
+		{[]string{"null"}, nil, "file://", "a", false},
+
+		// Programs that send the address they dial.
+		{nil, nil, "ws://127.0.0.1:9000", "127.0.0.1:9000", true},
+		{nil, nil, "wss://127.0.0.1", "127.0.0.1:443", true},
+		{nil, nil, "ws://127.0.0.1:80", "127.0.0.1", true},
+		{nil, []string{"room.example"}, "wss://room.example:443", "room.example", true},
+		{nil, nil, "ws://evil.example:9000", "evil.example:9000", false},
+		{nil, nil, "ws://127.0.0.1:9001", "127.0.0.1:9000", false},
+		{nil, nil, "wss://127.0.0.1", "127.0.0.1:80", false},
 
 		// Everything.
 		{[]string{"*"}, nil, "https://evil.example", "a", true},
@@ -122,7 +135,7 @@ func TestSection10_2_Origin(t *testing.T) {
 			t.Errorf("%q %q: %v", c.origins, c.hosts, err)
 			continue
 		}
-		if got := p.allows(c.origin, c.host); got != c.want {
+		if got := p.check(c.origin, c.host) == nil; got != c.want {
 			t.Errorf("origins %q, hosts %q: Origin %q to Host %q: %v", c.origins, c.hosts, c.origin, c.host, got)
 		}
 	}
@@ -152,7 +165,7 @@ func TestPolicy_ListenerAddress(t *testing.T) {
 		"http://other.example:9000": true,
 		"http://evil.example:9000":  false,
 	} {
-		if got := l.policy.allows(origin, origin[len("http://"):]); got != want {
+		if got := l.policy.check(origin, origin[len("http://"):]) == nil; got != want {
 			t.Errorf("%s: %v", origin, got)
 		}
 	}
