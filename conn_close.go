@@ -35,6 +35,17 @@ func (c *WebSocket) Close() error { return c.CloseWith(0, "") }
 // 1013. The reason is at most 123 bytes of UTF-8. With anything else it returns
 // an error and nothing is sent.
 func (c *WebSocket) CloseWith(code StatusCode, reason string) error {
+	listener := c.ReadyState() != Connecting && !c.core.client // in this order: core is set before OPEN
+	if err := checkClose(listener, code, reason); err != nil {
+		return err
+	}
+	c.startClose(InitiatorLocal, nil, code, reason)
+	return nil
+}
+
+// checkClose refuses what CloseWith must not send, from the listening or the
+// dialling side.
+func checkClose(listener bool, code StatusCode, reason string) error {
 	switch {
 	case code == 0:
 		if reason != "" {
@@ -42,7 +53,6 @@ func (c *WebSocket) CloseWith(code StatusCode, reason string) error {
 		}
 	case code == StatusNormalClosure, code >= 3000 && code <= 4999:
 	default:
-		listener := c.ReadyState() != Connecting && !c.core.client // in this order: core is set before OPEN
 		switch code {
 		case StatusGoingAway, StatusPolicyViolation, StatusInternalError, StatusServiceRestart, StatusTryAgainLater:
 			if listener {
@@ -63,7 +73,6 @@ func (c *WebSocket) CloseWith(code StatusCode, reason string) error {
 	if !utf8.ValidString(reason) {
 		return errReasonUTF8
 	}
-	c.startClose(InitiatorLocal, nil, code, reason)
 	return nil
 }
 

@@ -404,12 +404,27 @@ func (l *WebSocketListener) awaitHandshakes() {
 // are left and returns ctx's error. It must not be called in a callback: it
 // would wait for it.
 func (l *WebSocketListener) Shutdown(ctx context.Context) error {
+	return l.shutdown(ctx, StatusGoingAway, "")
+}
+
+// ShutdownWith is Shutdown with another code, and a reason for the peers, as
+// [WebSocket.CloseWith] takes them: 1012 for example says that the program comes
+// back. If they are not allowed it returns an error and does nothing. Sockets
+// that wait for Accept get 1001, as from Close.
+func (l *WebSocketListener) ShutdownWith(ctx context.Context, code StatusCode, reason string) error {
+	if err := checkClose(true, code, reason); err != nil {
+		return err
+	}
+	return l.shutdown(ctx, code, reason)
+}
+
+func (l *WebSocketListener) shutdown(ctx context.Context, code StatusCode, reason string) error {
 	closed := make(chan error, 1)
 	go func() { closed <- l.Close() }()
 	<-l.closing
 	sockets := l.openSockets()
 	for _, c := range sockets {
-		c.CloseWith(StatusGoingAway, "")
+		c.startClose(InitiatorLocal, nil, code, reason)
 	}
 	err := <-closed
 	sockets = append(sockets, l.openSockets()...) // whose handshake has ended meanwhile

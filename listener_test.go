@@ -182,6 +182,27 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
+func TestShutdownWith(t *testing.T) {
+	arrived := make(chan struct{}, 1)
+	l := listen(t, ListenConfig{OnConnection: func(c *WebSocket) { arrived <- struct{}{} }})
+	c, err := Dial(t.Context(), l.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-arrived
+	for code, reason := range map[StatusCode]string{1006: "", 0: "no code", 1002: ""} {
+		if err := l.ShutdownWith(t.Context(), code, reason); err == nil || l.ReadyState() != ListenerListening {
+			t.Errorf("%d %q: %v, %v", code, reason, err, l.ReadyState())
+		}
+	}
+	if err := l.ShutdownWith(t.Context(), StatusServiceRestart, "new version"); err != nil {
+		t.Error(err)
+	}
+	if ev := waitDone(t, c); ev.Code != 1012 || ev.Reason != "new version" || !ev.WasClean {
+		t.Errorf("%+v", ev)
+	}
+}
+
 // A peer that does not answer is cut off when the context ends.
 func TestShutdown_PeerDoesNotAnswer(t *testing.T) {
 	l := listen(t, ListenConfig{OnConnection: echoing})
