@@ -24,6 +24,9 @@ var errHTTP2 = &refusal{505, nil, "A WebSocket is opened with HTTP/1.1 here, not
 // Listen. Address, NAT and TLSConfig must not be set: the error is a
 // *SyntaxError.
 //
+// Headers that handlers around it have set in w.Header, such as Set-Cookie, are in
+// the answer, unless they belong to a body or to the opening handshake.
+//
 // The handler takes the connection over and returns; callbacks run on goroutines
 // of the library, so that the server does not recover their panics, and the
 // server's Shutdown knows nothing of the sockets: call the listener's too. After

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -245,6 +246,43 @@ func TestHandler_Middleware(t *testing.T) {
 }
 
 // Over TLS the connection is a *tls.Conn of net/http's.
+// What the handlers around ours have put into the answer is in the 101.
+func TestHandler_OuterHeader(t *testing.T) {
+	l, h, err := ListenConfig{ResponseHeader: http.Header{"X-Ours": {"1"}}}.Handler()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.SetCookie(w, &http.Cookie{Name: "user", Value: r.URL.Query().Get("user")})
+		http.SetCookie(w, &http.Cookie{Name: "b", Value: "2"})
+		w.Header()["x-Lower"] = []string{"a\r\nInjected: 1"}
+		for _, name := range []string{
+			"Content-Type", "Content-Length", "Transfer-Encoding", "Trailer", "Upgrade", "Connection",
+			"Sec-WebSocket-Accept", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "bad name",
+		} {
+			w.Header().Set(name, "5")
+		}
+		w.Header().Set("X-Outer", "yes")
+		h.ServeHTTP(w, r)
+	}))
+	defer s.Close()
+	defer closePort(t, l)
+	c, err := Dial(t.Context(), "ws"+strings.TrimPrefix(s.URL, "http")+"/?user=ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Abort()
+	got := c.Request().Response.Header
+	got.Del("Sec-WebSocket-Accept")
+	want := http.Header{
+		"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "X-Ours": {"1"}, "X-Outer": {"yes"},
+		"Set-Cookie": {"user=ann", "b=2"},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestHandler_TLS(t *testing.T) {
 	secure := make(chan bool, 1)
 	_, s := mount(t, ListenConfig{OnConnection: func(c *WebSocket) {

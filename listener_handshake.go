@@ -107,7 +107,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		c.in = newBuffer(len(rest))
 		c.in.b = append(c.in.b, rest...)
 	}
-	return l.upgrade(a, conn, c, &o)
+	return l.upgrade(a, conn, c, &o, l.header)
 }
 
 // newSocket makes the socket of an accepted request, without its transport.
@@ -143,16 +143,17 @@ func (l *WebSocketListener) refuse(conn net.Conn, method string, err error) {
 	linger(conn, r.responseTo(method))
 }
 
-// upgrade authorizes and answers an accepted request, gives c its transport and
-// returns it, or nil if the request was refused after all. a is over then.
-func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *opening) *WebSocket {
+// upgrade authorizes and answers an accepted request, with the lines of header in
+// the answer, gives c its transport and returns it, or nil if the request was
+// refused after all. a is over then.
+func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *opening, header []byte) *WebSocket {
 	early := c.in
 	c.in = nil
 	c.conn = conn // for Request
 	err := l.authorized(c)
 	if err == nil {
-		b := newBuffer(answerSize + len(l.header))
-		b.b = o.appendAnswer(b.b, l.header, l.protocols)
+		b := newBuffer(answerSize + len(header))
+		b.b = o.appendAnswer(b.b, header, l.protocols)
 		_, err = conn.Write(b.b)
 		b.free()
 	}

@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
@@ -137,6 +139,10 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		refused.writeTo(w, r)
 		return
 	}
+	header := l.header
+	if outer := outerHeader(w.Header()); len(outer) > 0 {
+		header = append(bytes.Clone(header), outer...)
+	}
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		l.unreserve()
@@ -175,12 +181,27 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		x.parsed.RequestURI, x.parsed.URL = target, targetURL(target)
 	}
 	go func() { // net/http would recover a panic of the program's here
-		c := l.upgrade(a, conn, c, &o)
+		c := l.upgrade(a, conn, c, &o, header)
 		a.end()
 		if c != nil {
 			l.handOver(c)
 		}
 	}()
+}
+
+// outerHeader renders what the program's own handlers around this one have put
+// into their answer, a cookie for example, but not what belongs to a body or to
+// the handshake.
+func outerHeader(h http.Header) []byte {
+	var b bytes.Buffer
+	for name, values := range h {
+		one := http.Header{name: values}
+		if strings.HasPrefix(http.CanonicalHeaderKey(name), "Content-") || checkHeader("header", one, "Trailer", "Keep-Alive") != nil {
+			continue
+		}
+		one.Write(&b)
+	}
+	return b.Bytes()
 }
 
 // headOf puts a request that net/http has read back into a head.
