@@ -91,7 +91,8 @@ type ListenConfig struct {
 	PongTimeout         time.Duration // silence after a ping, the peer taking nothing either (Linux), before it is given up; 0: 20 s
 	CloseTimeout        time.Duration // of the closing handshake, anew while the peer takes what lies before our Close frame (Linux); 0: 5 s
 
-	// Logger gets what happens. nil: silent.
+	// Logger gets what happens: at Info also the requests that are refused, one a
+	// second at most. nil: silent.
 	Logger *slog.Logger
 
 	portable bool     // test seam: never take the raw path

@@ -91,6 +91,9 @@ type WebSocketListener struct {
 	err          error
 	stats        ListenerStats
 
+	refusalLogged    time.Time // when logRefusal has made its last record
+	refusalsUnlogged int       // since then
+
 	clock *clock // keepalive of all sockets, nil if off
 	addrs addressBook
 }

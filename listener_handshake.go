@@ -2,8 +2,10 @@ package peerws
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"time"
@@ -130,12 +132,16 @@ func (l *WebSocketListener) newSocket(o *opening, key ipKey) *WebSocket {
 func (l *WebSocketListener) refuse(conn net.Conn, method string, err error) {
 	l.countRefused()
 	r, ok := err.(*refusal)
+	var cause error = r
+	if x, is := err.(*rejection); is {
+		r, ok, cause = x.refusal, true, x.cause
+	}
 	if !ok {
 		l.log.Debug("opening handshake failed", "remote", conn.RemoteAddr(), "err", err)
 		socketOf(conn).Close()
 		return
 	}
-	l.log.Debug("request refused", "remote", conn.RemoteAddr(), "status", r.status, "why", r.text)
+	l.logRefusal(conn.RemoteAddr().String(), r.status, cause)
 	if r == errClosing { // Close drops, and does not wait
 		socketOf(conn).Close()
 		return
@@ -188,6 +194,29 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	return c
 }
 
+// refusalPause is the least time between two records of refusals: a stranger can
+// cause as many as he likes.
+const refusalPause = time.Second
+
+// logRefusal tells the program of a request that is refused, or counts it for the
+// next record.
+func (l *WebSocketListener) logRefusal(remote string, status int, why error) {
+	if !l.log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
+	l.mu.Lock()
+	now := time.Now()
+	if now.Sub(l.refusalLogged) < refusalPause {
+		l.refusalsUnlogged++
+		l.mu.Unlock()
+		return
+	}
+	unlogged := l.refusalsUnlogged
+	l.refusalLogged, l.refusalsUnlogged = now, 0
+	l.mu.Unlock()
+	l.log.Info("request refused", "remote", remote, "status", status, "why", why, "others", unlogged)
+}
+
 // authorized asks the program.
 func (l *WebSocketListener) authorized(c *WebSocket) error {
 	if l.authorize == nil {
@@ -199,11 +228,11 @@ func (l *WebSocketListener) authorized(c *WebSocket) error {
 		c.lf.x.asked = false // its headers need not stay for that
 	}
 	c.mu.Unlock()
-	return l.rejection(l.authorize(r))
+	return l.rejected(l.authorize(r))
 }
 
-// rejection is the refusal of a request to which the program said err.
-func (l *WebSocketListener) rejection(err error) error {
+// rejected is the refusal of a request to which the program said err.
+func (l *WebSocketListener) rejected(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -219,7 +248,13 @@ func (l *WebSocketListener) rejection(err error) error {
 			r.header = e.Header
 		}
 	}
-	return r
+	return &rejection{r, err}
+}
+
+// A rejection is the program's refusal. The peer is not told the cause.
+type rejection struct {
+	*refusal
+	cause error
 }
 
 // handOver gives an open socket to the program, or lets it wait.

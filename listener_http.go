@@ -136,6 +136,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	}
 	if refused != nil {
 		l.countRefused()
+		l.logRefusal(r.RemoteAddr, refused.status, refused)
 		refused.writeTo(w, r)
 		return
 	}

@@ -452,3 +452,32 @@ func TestHTTP_MaxConnections(t *testing.T) {
 	}
 	t.Error("places were not given back")
 }
+
+// Refusals are told at Info, with what Authorize said, and no stranger can flood
+// the log with them.
+func TestLogger_Refusals(t *testing.T) {
+	var mu sync.Mutex
+	var logged bytes.Buffer
+	refusing := errors.New("ann is not on the list")
+	l := listen(t, ListenConfig{
+		OnConnection: echoing,
+		Logger:       slog.New(slog.NewTextHandler(&lockedWriter{&mu, &logged}, nil)),
+		Authorize:    func(*http.Request) error { return refusing },
+	})
+	const tries = 20
+	start := time.Now()
+	for range tries {
+		_, err := Dial(t.Context(), l.URL())
+		if h, ok := errors.AsType[*HandshakeError](err); !ok || h.Status != 403 || strings.Contains(string(h.Body), "ann") {
+			t.Fatalf("%v", err)
+		}
+	}
+	records := 1 + int(time.Since(start)/refusalPause)
+	l.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	n := strings.Count(logged.String(), "level=INFO msg=\"request refused\" remote=127.0.0.1:")
+	if n < 1 || n > records || !strings.Contains(logged.String(), `status=403 why="ann is not on the list" others=0`) {
+		t.Errorf("%d records:\n%s", n, logged.String())
+	}
+}
