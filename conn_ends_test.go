@@ -190,6 +190,9 @@ func TestOnConnection_KeepsOtherCallbacksBack(t *testing.T) {
 	}
 	close(returning)
 	for _, want := range []string{"open", "Hello", "close"} {
+		if want == "close" {
+			p.Close() // the end of the transport, which is the peer's to wait for
+		}
 		if s := <-got; s != want {
 			t.Errorf("%s, want %s", s, want)
 		}

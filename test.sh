@@ -2,7 +2,7 @@
 # Every check of this project, on a Debian machine with Go, as root:
 #
 #	./test.sh          about ten minutes
-#	./test.sh -long    also the tests that take long, and more fuzzing
+#	./test.sh -long    also the tests that take long, more fuzzing, and every port
 #
 # It installs the Debian packages that are missing and stops at the first thing
 # that fails. Nothing is left out because something is missing: that is a
@@ -33,14 +33,18 @@ export HOME="${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}"
 export GOFLAGS="${GOFLAGS:-} -buildvcs=false"
 
 logs=$(mktemp -d)
-: >"$logs/results" # a line per test and run: PASS:, FAIL: or SKIP:, package, test
+# A line per test and run: PASS:, FAIL: or SKIP:, run, package, test. The run is
+# race, plain, other, or the port that it was emulated or is not this machine's,
+# such as linux/386.
+: >"$logs/results"
+run=other
 
 # The last line is always the sum. Every failed step that is not a test counts
 # as one failure.
 finish() {
 	local status=$? passed failed
-	passed=$(grep -c '^PASS: [^ ]* [^/]*$' "$logs/results" || true)
-	failed=$(grep -c '^FAIL: [^ ]* [^/]*$' "$logs/results" || true)
+	passed=$(grep -c '^PASS: [^ ]* [^ ]* [^/]*$' "$logs/results" || true)
+	failed=$(grep -c '^FAIL: [^ ]* [^ ]* [^/]*$' "$logs/results" || true)
 	if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
 		failed=1
 	fi
@@ -79,15 +83,40 @@ gotest() {
 		fi
 		echo "the fuzzer missed its own deadline, try $try"
 	done
-	awk 'BEGIN { n = 0 }
+	awk -v run="$run" 'BEGIN { n = 0 }
 		/^ *--- (PASS|FAIL|SKIP): / { kind[n] = $2; name[n++] = $3 }
-		/^(ok|FAIL)[ \t]+[^ \t]/ { for (i = 0; i < n; i++) print kind[i], $2, name[i]; n = 0 }' \
+		/^(ok|FAIL)[ \t]+[^ \t]/ { for (i = 0; i < n; i++) print kind[i], run, $2, name[i]; n = 0 }' \
 		"$logs/last" >>"$logs/results"
 	if [ "$status" -ne 0 ]; then
 		grep -vE '^=== (RUN|PAUSE|CONT|NAME) ' "$logs/last" || true
 		fail "go test $* failed"
 	fi
 	grep -E '^ok[[:space:]]' "$logs/last" || fail "go test $* tested no package"
+}
+
+# porttest runs tests of another port: porttest linux/s390x PROGRAM [FLAG...]
+# PACKAGE..., where PROGRAM runs its binaries; '' is for those that this machine
+# runs itself.
+porttest() {
+	local -x GOOS=${1%/*} GOARCH=${1#*/} CGO_ENABLED=0
+	local run=$1 program=$2
+	shift 2
+	[ -z "$program" ] || set -- -exec "$program" "$@"
+	gotest "$@"
+}
+
+# builds builds everything for each of the ports. android but for arm64, and ios,
+# link programs only with a C compiler for them; all else is compiled there.
+builds() {
+	local port packages
+	for port; do
+		case $port in
+		android/386 | android/amd64 | android/arm | ios/*) packages=(. ./nat/... ./internal/...) ;;
+		*) packages=(./...) ;;
+		esac
+		GOOS=${port%/*} GOARCH=${port#*/} CGO_ENABLED=0 go build "${packages[@]}" || fail "$port does not build"
+		echo "$port builds"
+	done
 }
 
 # fuzzer_overran tells a race at the end of -fuzztime in Go before 1.27
@@ -140,13 +169,15 @@ missing() {
 		firefox-esr firefox-esr
 		node nodejs
 		npm npm
+		qemu-aarch64 qemu-user
+		qemu-s390x qemu-user
 	END
 	[ -e /usr/include/stdio.h ] || echo libc6-dev
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 	/usr/bin/python3 -c 'import websockets' 2>/dev/null || echo python3-websockets
 }
 
-mapfile -t packages < <(missing)
+mapfile -t packages < <(missing | sort -u)
 if [ "${#packages[@]}" -gt 0 ]; then
 	echo "installing ${packages[*]}"
 	command -v apt-get >/dev/null || fail "missing, and this is no Debian to install them: ${packages[*]}"
@@ -182,6 +213,22 @@ go vet ./...
 GOOS=darwin go vet ./...
 GOOS=windows go vet ./...
 
+step 'Builds'
+# js and wasip1 cannot listen; plan9 has not the error numbers that the tests'
+# network returns.
+mapfile -t ports < <(go tool dist list | grep -vE '^(js|wasip1|plan9)/')
+[ "${#ports[@]}" -gt 30 ] || fail "go tool dist list names only ${#ports[@]} ports"
+if [ -z "${PEERWS_LONG:-}" ]; then
+	# What the steps before and after compile none of: Android, BSD, a Unix that
+	# is neither BSD nor Linux, and in two of them words of 32 bits.
+	short=(android/386 freebsd/arm solaris/amd64)
+	for port in "${short[@]}"; do
+		grep -qx "$port" < <(printf '%s\n' "${ports[@]}") || fail "Go has no port $port"
+	done
+	ports=("${short[@]}")
+fi
+builds "${ports[@]}"
+
 step 'Staticcheck'
 go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
@@ -189,10 +236,23 @@ step 'Go fix'
 silent go fix -diff ./...
 
 step 'Tests with the race detector'
-CGO_ENABLED=1 gotest -race ./...
+CGO_ENABLED=1 run=race gotest -race ./...
 
 step 'Tests'
-gotest ./...
+run=plain gotest ./...
+
+step 'Tests with words of 32 bits'
+porttest linux/386 '' ./...
+
+# Neither runs assembly of ours, and s390x is big-endian.
+portable=(. ./nat ./internal/mask ./internal/memnet ./internal/utf8check)
+# qemu-user has no TCP_INFO, without which a slow peer is not told from a dead
+# one, and the kernel cannot start its binaries, as a test of the environment does.
+unemulated='^(TestProgress_SlowIsNotDead|TestProxy_Environment)$'
+step 'Tests on arm64, emulated'
+porttest linux/arm64 qemu-aarch64 -skip "$unemulated" "${portable[@]}"
+step 'Tests on s390x, emulated'
+porttest linux/s390x qemu-s390x -skip "$unemulated" "${portable[@]}"
 
 step 'Real gateway'
 mapfile -t dirs < <({ echo ./internal/natlab && testdirs 'natlab\.(New|Need)\('; } | sort -u)
@@ -210,10 +270,18 @@ gated PEERWS_BROWSER "${dirs[@]}"
 
 step 'Nothing was skipped everywhere'
 # A test may skip in one run (no root, the race detector) if another run has
-# passed it. Tests that only -long runs have Long in their name.
-never=$(awk '$1 == "PASS:" { passed[$2 " " $3] = 1 }
-	$1 == "SKIP:" { skipped[$2 " " $3] = 1 }
-	END { for (test in skipped) if (!passed[test]) print test }' "$logs/results")
+# passed it, here: what another port has run counts for that port only. There a
+# test may skip that skips here as well without the race detector. Tests that
+# only -long runs have Long in their name.
+never=$(awk '{ test = $3 " " $4; port = $2 ~ /\// }
+	$1 == "PASS:" && !port { passed[test] = 1 }
+	$1 == "SKIP:" && !port { skipped[test] = 1 }
+	$1 == "SKIP:" && $2 == "plain" { plain[test] = 1 }
+	$1 == "SKIP:" && port { elsewhere[test] = elsewhere[test] " on " $2 }
+	END {
+		for (test in skipped) if (!passed[test]) print test
+		for (test in elsewhere) if (!plain[test]) print test elsewhere[test]
+	}' "$logs/results")
 if [ -z "${PEERWS_LONG:-}" ]; then
 	never=$(grep -v Long <<<"$never" || true)
 fi
