@@ -70,12 +70,17 @@ type ListenConfig struct {
 
 	// AllowedOrigins lists origins of web pages that may connect, such as
 	// "https://example.com", "null" or "file://"; "*" allows all. Pages that come
-	// from the very host they connect to are allowed if that host is an IP address,
-	// localhost or one of AllowedHosts, and so are programs that send the address
-	// they dial as Origin. Programs that send none are always allowed.
+	// from the very host and port they connect to are allowed if that host is ours:
+	// an IP address, localhost, one of AllowedHosts, or what the request itself
+	// proves (see there). So are programs that send the address they dial as Origin.
+	// Programs that send none are always allowed.
 	AllowedOrigins []string
 
-	// AllowedHosts lists names of this machine, without port.
+	// AllowedHosts lists names of this machine, without port. They are needed where
+	// pages come by a name and without TLS: whoever has a name of their own can make
+	// it point here. Over TLS a browser has compared the name with our certificate,
+	// and the host in a pattern of [http.ServeMux] is the program's own word: such
+	// names need not be listed.
 	AllowedHosts []string
 
 	HandshakeTimeout    time.Duration // for the whole opening handshake, TLS included; 0: 10 s
@@ -92,7 +97,8 @@ type ListenConfig struct {
 	CloseTimeout        time.Duration // of the closing handshake, anew while the peer takes what lies before our Close frame (Linux); 0: 5 s
 
 	// Logger gets what happens: at Info also the requests that are refused, one a
-	// second at most. nil: silent.
+	// second at most; at Warn each web page that is refused, once, with the option
+	// that would let it in. nil: silent.
 	Logger *slog.Logger
 
 	portable bool     // test seam: never take the raw path

@@ -32,8 +32,8 @@ var (
 	errVersionTwice = &refusal{400, nil, "The request needs exactly one Sec-WebSocket-Version."}
 	errKey          = &refusal{400, nil, "The request needs one Sec-WebSocket-Key of 16 bytes in base64."}
 	errOrigins      = &refusal{400, nil, "The request has more than one Origin."}
-	errOrigin       = &refusal{403, nil, "Pages of this origin may not connect here unless AllowedOrigins lists it."}
-	errOriginHost   = &refusal{403, nil, "Pages of this host may not connect to it unless AllowedHosts lists its name."}
+	errOrigin       = &refusal{403, nil, "Pages of %s may not connect to %s unless AllowedOrigins lists their origin."} // see originRefused
+	errOriginHost   = &refusal{403, nil, "Pages of %s may not connect to %s unless AllowedHosts lists that name."}
 	errProtocols    = &refusal{400, nil, "The request's Sec-WebSocket-Protocol is malformed."}
 	errNoProtocol   = &refusal{400, nil, "None of the offered subprotocols is spoken here."}
 	errFull         = &refusal{503, nil, "This peer has no room for another connection."}
@@ -169,7 +169,7 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	case origins > 1:
 		return o, errOrigins
 	case origins == 1:
-		if r := p.check(string(origin), h.authority(host)); r != nil {
+		if r := p.check(string(origin), h.authority(host), h.ours); r != nil {
 			return o, r
 		}
 	}

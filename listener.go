@@ -93,6 +93,7 @@ type WebSocketListener struct {
 
 	refusalLogged    time.Time // when logRefusal has made its last record
 	refusalsUnlogged int       // since then
+	originsTold      []string  // what was said of pages that were refused
 
 	clock *clock // keepalive of all sockets, nil if off
 	addrs addressBook

@@ -24,6 +24,10 @@ var errHTTP2 = &refusal{505, nil, "A WebSocket is opened with HTTP/1.1 here, not
 // Listen. Address, NAT and TLSConfig must not be set: the error is a
 // *SyntaxError.
 //
+// Web pages of the server's own name may connect if the server speaks TLS, or the
+// pattern of its [http.ServeMux] has the name, such as "room.example/chat"; behind a
+// proxy, and without TLS, the name belongs into AllowedHosts.
+//
 // Headers that handlers around it have set in w.Header, such as Set-Cookie, are in
 // the answer, unless they belong to a body or to the opening handshake.
 //

@@ -3,11 +3,13 @@ package peerws
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -56,7 +58,9 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		if r := h.parseRequest(b.b[:size]); r != nil {
 			err = r
 		}
-		h.secure = isTLS(conn)
+		if t, ok := conn.(*tls.Conn); ok {
+			h.secure, h.ours = true, t.ConnectionState().ServerName
+		}
 	}
 	if err == nil && !h.wantsUpgrade() {
 		if l.heard(h.target) {
@@ -90,7 +94,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 			r = l.reserve()
 		}
 		if r != nil {
-			err = r
+			err = originRefused(r, h)
 		}
 	}
 	if err != nil {
@@ -194,17 +198,27 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	return c
 }
 
-// refusalPause is the least time between two records of refusals: a stranger can
-// cause as many as he likes.
-const refusalPause = time.Second
+// A stranger can cause as many refusals as he likes: there is at most one record
+// in refusalPause, and a Warn for each of the first originsMost pages, with what
+// would let them in.
+const (
+	refusalPause = time.Second
+	originsMost  = 16
+)
 
 // logRefusal tells the program of a request that is refused, or counts it for the
 // next record.
 func (l *WebSocketListener) logRefusal(remote string, status int, why error) {
-	if !l.log.Enabled(context.Background(), slog.LevelInfo) {
+	if !l.log.Enabled(context.Background(), slog.LevelWarn) {
 		return
 	}
 	l.mu.Lock()
+	if e, ok := why.(*originError); ok && len(l.originsTold) < originsMost && !slices.Contains(l.originsTold, e.text) {
+		l.originsTold = append(l.originsTold, e.text)
+		l.mu.Unlock()
+		l.log.Warn("web page refused", "remote", remote, "status", status, "why", why)
+		return
+	}
 	now := time.Now()
 	if now.Sub(l.refusalLogged) < refusalPause {
 		l.refusalsUnlogged++

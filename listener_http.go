@@ -125,7 +125,10 @@ func (c *webConn) CloseWrite() error {
 // serveHTTP is the handler of the web server.
 func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	h := headOf(r)
-	h.secure = r.TLS != nil
+	h.ours = patternHost(r.Pattern)
+	if r.TLS != nil {
+		h.secure, h.ours = true, orDefault(h.ours, r.TLS.ServerName)
+	}
 	if !h.wantsUpgrade() {
 		next.ServeHTTP(w, r)
 		return
@@ -136,7 +139,11 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	}
 	if refused != nil {
 		l.countRefused()
-		l.logRefusal(r.RemoteAddr, refused.status, refused)
+		var cause error = refused
+		if x, ok := originRefused(refused, h).(*rejection); ok {
+			refused, cause = x.refusal, x.cause
+		}
+		l.logRefusal(r.RemoteAddr, refused.status, cause)
 		refused.writeTo(w, r)
 		return
 	}
@@ -188,6 +195,16 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 			l.handOver(c)
 		}
 	}()
+}
+
+// patternHost returns the host name of a pattern of [http.ServeMux], or "": the
+// program's own word for what its name is.
+func patternHost(pattern string) string {
+	if _, rest, ok := strings.Cut(pattern, " "); ok { // behind a method
+		pattern = strings.TrimLeft(rest, " \t")
+	}
+	host, _, _ := strings.Cut(pattern, "/")
+	return host
 }
 
 // outerHeader renders what the program's own handlers around this one have put

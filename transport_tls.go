@@ -84,11 +84,6 @@ func (l *WebSocketListener) sniff(conn net.Conn, b *buffer) (net.Conn, error) {
 }
 
 // isTLS reports whether conn is TLS.
-func isTLS(conn net.Conn) bool {
-	_, ok := conn.(*tls.Conn)
-	return ok
-}
-
 // tlsState returns what was agreed on with the peer, nil without TLS.
 func tlsState(conn net.Conn) *tls.ConnectionState {
 	for ; conn != nil; conn = under(conn) {

@@ -1,12 +1,13 @@
 // Chat is a room that lives on one peer's machine.
 //
-//	go run ./examples/chat [-port 9000] [-nat=true] [-name NAME]
+//	go run ./examples/chat [-port 9000] [-nat=true] [-host NAME] [-name NAME]
 //	go run ./examples/chat [-name NAME] URL
 //
 // Without a URL it is a peer: it listens on the port, asks the router to forward
 // that port to it (-nat=false leaves the router alone), and prints links that
 // lead to its room. Whoever opens an http link in a browser gets a page to chat
-// on; whoever has this program gives it a link as the URL. Everybody in the room
+// on; whoever has this program gives it a link as the URL. A browser that comes by a
+// name, such as that of a tunnel, is let in if -host has it. Everybody in the room
 // sees every line once, in the same order. The terminal is in the room too.
 //
 // Ctrl-C (or SIGTERM, or closing the terminal) ends it: everybody is told, and
@@ -55,10 +56,19 @@ func run(ctx context.Context, args []string, in input, stdout, stderr io.Writer)
 	flags.SetOutput(stderr)
 	port := flags.Int("port", 9000, "the `port` to listen on; 0 takes any that is free")
 	useNAT := flags.Bool("nat", true, "ask the router to forward the port")
+	var names []string
+	flags.Func("host", "a `name` by which browsers find this machine, such as room.example; may be given again", func(s string) error {
+		s = strings.TrimSuffix(s, ".")
+		if !plainName.MatchString(s) {
+			return errors.New("must be a host name, without a port")
+		}
+		names = append(names, s)
+		return nil
+	})
 	name := flags.String("name", defaultName(), "what the room shall call you")
 	flags.Usage = func() {
-		fmt.Fprint(stderr, "usage: chat [-port 9000] [-nat=true] [-name NAME]   open a room on this machine\n"+
-			"       chat [-name NAME] URL                           join another peer's room\n")
+		fmt.Fprint(stderr, "usage: chat [-port 9000] [-nat=true] [-host NAME] [-name NAME]   open a room on this machine\n"+
+			"       chat [-name NAME] URL                                        join another peer's room\n")
 		flags.PrintDefaults()
 	}
 	var urls []string
@@ -84,7 +94,7 @@ func run(ctx context.Context, args []string, in input, stdout, stderr io.Writer)
 	if len(urls) == 1 {
 		err = join(ctx, urls[0], cleanName(*name), in, t)
 	} else {
-		err = host(ctx, *port, *useNAT, cleanName(*name), in, t)
+		err = host(ctx, *port, *useNAT, names, cleanName(*name), in, t)
 	}
 	t.close()
 	if err != nil {
