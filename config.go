@@ -98,7 +98,8 @@ type ListenConfig struct {
 
 	// Logger gets what happens: at Info also the requests that are refused, one a
 	// second at most; at Warn each web page that is refused, once, with the option
-	// that would let it in. nil: silent.
+	// that would let it in; at Debug the opening of every connection, and its end with
+	// the cause. nil: silent.
 	Logger *slog.Logger
 
 	portable bool     // test seam: never take the raw path

@@ -342,6 +342,9 @@ func (c *WebSocket) end() {
 	}
 	c.mu.Unlock()
 	clock.stop()
+	if c.owner != nil {
+		c.owner.logClosed(c, ev)
+	}
 	if onError != nil && ev.Err != nil {
 		onError(c, ev.Err)
 	}

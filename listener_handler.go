@@ -59,11 +59,9 @@ func (c ListenConfig) Handler(protocols ...string) (*WebSocketListener, http.Han
 	return l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case l.ReadyState() == ListenerClosed:
-			l.countRefused()
-			errClosing.writeTo(w, r)
+			l.refuseHTTP(w, r, errClosing, errClosing)
 		case r.ProtoMajor > 1 && wantsBootstrap(r):
-			l.countRefused()
-			errHTTP2.writeTo(w, r)
+			l.refuseHTTP(w, r, errHTTP2, errHTTP2)
 		default:
 			l.serveHTTP(w, r, next)
 		}
@@ -77,13 +75,19 @@ func wantsBootstrap(r *http.Request) bool {
 
 // refuseWeb answers what is no upgrade.
 func (l *WebSocketListener) refuseWeb(w http.ResponseWriter, r *http.Request) {
-	l.countRefused()
+	no := errNoUpgrade
 	switch {
 	case r.ProtoMajor > 1:
-		errHTTP2.writeTo(w, r)
+		no = errHTTP2
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		errMethod.writeTo(w, r)
-	default:
-		errNoUpgrade.writeTo(w, r)
+		no = errMethod
 	}
+	l.refuseHTTP(w, r, no, no)
+}
+
+// refuseHTTP is refuse for a request that net/http has read.
+func (l *WebSocketListener) refuseHTTP(w http.ResponseWriter, r *http.Request, no *refusal, cause error) {
+	l.countRefused()
+	l.logRefusal(r.RemoteAddr, no.status, cause)
+	no.writeTo(w, r)
 }

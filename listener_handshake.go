@@ -102,7 +102,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		if bytes.HasPrefix(b.b, []byte("HEAD ")) { // h may not have got that far
 			method = http.MethodHead
 		}
-		l.refuse(conn, method, err)
+		l.refuse(a, conn, method, err)
 		l.leave(a.key)
 		return nil
 	}
@@ -133,7 +133,7 @@ func (l *WebSocketListener) newSocket(o *opening, key ipKey) *WebSocket {
 }
 
 // refuse answers a request that is not accepted, if it is one.
-func (l *WebSocketListener) refuse(conn net.Conn, method string, err error) {
+func (l *WebSocketListener) refuse(a *arrival, conn net.Conn, method string, err error) {
 	l.countRefused()
 	r, ok := err.(*refusal)
 	var cause error = r
@@ -145,12 +145,12 @@ func (l *WebSocketListener) refuse(conn net.Conn, method string, err error) {
 		socketOf(conn).Close()
 		return
 	}
-	l.logRefusal(conn.RemoteAddr().String(), r.status, cause)
+	l.logRefusal(conn.RemoteAddr(), r.status, cause)
 	if r == errClosing { // Close drops, and does not wait
 		socketOf(conn).Close()
 		return
 	}
-	linger(conn, r.responseTo(method))
+	linger(conn, r.responseTo(method), a.lingers)
 }
 
 // upgrade authorizes and answers an accepted request, with the lines of header in
@@ -170,7 +170,7 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	if err != nil {
 		early.free()
 		l.unreserve() // before the peer is given time to read why
-		l.refuse(conn, http.MethodGet, err)
+		l.refuse(a, conn, http.MethodGet, err)
 		l.leave(a.key)
 		return nil
 	}
@@ -208,7 +208,7 @@ const (
 
 // logRefusal tells the program of a request that is refused, or counts it for the
 // next record.
-func (l *WebSocketListener) logRefusal(remote string, status int, why error) {
+func (l *WebSocketListener) logRefusal(remote any, status int, why error) {
 	if !l.log.Enabled(context.Background(), slog.LevelWarn) {
 		return
 	}
@@ -229,6 +229,13 @@ func (l *WebSocketListener) logRefusal(remote string, status int, why error) {
 	l.refusalLogged, l.refusalsUnlogged = now, 0
 	l.mu.Unlock()
 	l.log.Info("request refused", "remote", remote, "status", status, "why", why, "others", unlogged)
+}
+
+// logClosed tells the program how a socket ended.
+func (l *WebSocketListener) logClosed(c *WebSocket, ev CloseEvent) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug("connection closed", "remote", c.RemoteAddr(), "by", ev.Initiator, "code", int(ev.Code), "reason", ev.Reason, "clean", ev.WasClean, "err", ev.Err)
+	}
 }
 
 // authorized asks the program.
@@ -273,6 +280,9 @@ type rejection struct {
 
 // handOver gives an open socket to the program, or lets it wait.
 func (l *WebSocketListener) handOver(c *WebSocket) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug("connection opened", "remote", c.RemoteAddr(), "url", c.URL(), "protocol", c.Protocol())
+	}
 	l.mu.Lock()
 	f := l.onConnection
 	closed := l.state == ListenerClosed

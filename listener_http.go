@@ -138,13 +138,11 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		refused = l.reserve()
 	}
 	if refused != nil {
-		l.countRefused()
 		var cause error = refused
 		if x, ok := originRefused(refused, h).(*rejection); ok {
 			refused, cause = x.refusal, x.cause
 		}
-		l.logRefusal(r.RemoteAddr, refused.status, cause)
-		refused.writeTo(w, r)
+		l.refuseHTTP(w, r, refused, cause)
 		return
 	}
 	header := l.header
@@ -174,7 +172,8 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	if refused != nil {
 		early.free()
 		l.unreserve()
-		l.refuse(conn, r.Method, refused)
+		l.countRefused()
+		socketOf(conn).Close() // the listener is closed
 		l.leave(key)
 		return
 	}
