@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/peerws/peerws/internal/netaddr"
 	"github.com/peerws/peerws/nat"
 )
 
@@ -377,14 +378,12 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-var sharedNAT = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
-
 // scopeOf is the scope an address has by its kind.
 func scopeOf(ip netip.Addr) Scope {
 	switch {
 	case ip.IsLoopback():
 		return Loopback
-	case ip.IsGlobalUnicast() && !ip.IsPrivate() && !sharedNAT.Contains(ip):
+	case netaddr.IsGlobal(ip):
 		return Public
 	}
 	return LAN

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"github.com/peerws/peerws/internal/netaddr"
 )
 
 // A Diagnosis explains to a person whether peers outside can reach us.
@@ -78,7 +80,7 @@ func diagnoseLease(l Lease) Diagnosis {
 
 // diagnoseInside explains a router whose own address a is no public one.
 func diagnoseInside(a netip.Addr, what string) Diagnosis {
-	if isSharedNAT(a) {
+	if netaddr.IsSharedNAT(a) {
 		return Diagnosis{
 			Code:    "cgnat",
 			Summary: fmt.Sprintf("%s the router's own address %s is behind the provider's carrier-grade NAT.", what, a),
