@@ -71,23 +71,9 @@ type Address struct {
 
 // Reachability says in one sentence whether peers outside can reach a listener.
 type Reachability struct {
-	// Code is for programs:
-	//
-	//	verified               an address is Verified: a connection has come through it
-	//	public                 this machine has a public address itself; nobody has come in yet
-	//	mapped                 the gateway says that it forwards the port; nobody has come in yet
-	//	mapped-but-unverified  so it says, but ListenConfig.Verify could not connect
-	//	no-gateway             no gateway answered in any protocol
-	//	refused                the gateway answered and does not want to
-	//	wan-down               the gateway has no Internet address
-	//	double-nat             the gateway is itself behind another one
-	//	cgnat                  the gateway is behind the provider's carrier-grade NAT
-	//	conflict               no external port could be had
-	//	no-network             there is no way out of this machine
-	//	off                    nobody was asked, or the listener is closed
-	//
-	// and "" while the gateway is still being asked.
-	Code string
+	// Code is for programs: "" while the gateway is still being asked; CodeOff if
+	// nobody is asked, and when the listener is closed.
+	Code nat.Code
 
 	Summary string // one sentence a person understands
 	Advice  string // what to do about it, "" if nothing
@@ -119,9 +105,9 @@ func (l *WebSocketListener) startMapping(c *ListenConfig) {
 	bound := addrPortOf(l.ln.Addr())
 	switch {
 	case c.NAT == nil:
-		l.setReach(Reachability{Code: "off", Summary: "The gateway was not asked to forward the port."})
+		l.setReach(Reachability{Code: nat.CodeOff, Summary: "The gateway was not asked to forward the port."})
 	case !bound.IsValid() || bound.Addr().IsLoopback():
-		l.setReach(Reachability{Code: "off", Summary: "Only this machine can connect: the listener is bound to " + l.ln.Addr().String() + "."})
+		l.setReach(Reachability{Code: nat.CodeOff, Summary: "Only this machine can connect: the listener is bound to " + l.ln.Addr().String() + "."})
 	default:
 		l.setReach(Reachability{Summary: "The gateway is being asked to forward the port."})
 		if _, ok := l.ln.(*net.TCPListener); ok && l.loopDial == nil {
@@ -169,7 +155,7 @@ func (l *WebSocketListener) stopMapping() {
 	}
 	a.mu.Lock()
 	changed := a.setMappedLocked(nil)
-	a.proofs, a.told = nil, Reachability{Code: "off", Summary: "The listener is closed."}
+	a.proofs, a.told = nil, Reachability{Code: nat.CodeOff, Summary: "The listener is closed."}
 	a.assessLocked()
 	a.mu.Unlock()
 	if changed {

@@ -2,6 +2,8 @@ package peerws
 
 import (
 	"net/http"
+
+	"github.com/peerws/peerws/nat"
 )
 
 // A listener without a port: its requests come from a server that the program
@@ -50,7 +52,7 @@ func (c ListenConfig) Handler(protocols ...string) (*WebSocketListener, http.Han
 		return nil, nil, err
 	}
 	close(l.accepting)
-	l.setReach(Reachability{Code: "off", Summary: "The port is that of the server the listener is mounted in."})
+	l.setReach(Reachability{Code: nat.CodeOff, Summary: "The port is that of the server the listener is mounted in."})
 	l.setState(ListenerListening)
 	next := c.HTTP
 	if next == nil {

@@ -376,9 +376,9 @@ func (a *addressBook) assessLocked() bool {
 		r = a.verified(fmt.Sprintf("Peers outside can connect: one that was asked has reached %s.", best.external))
 	case best != nil && best.by == byLoop:
 		r = a.verified(fmt.Sprintf("The router forwards %s to us: a connection of our own has come through it.", best.external))
-	case failure != "" && r.Code == "mapped":
+	case failure != "" && r.Code == nat.CodeMapped:
 		r = Reachability{
-			Code:    "mapped-but-unverified",
+			Code:    nat.CodeUnverified,
 			Summary: "The router says that it forwards the port, but a peer that was asked could not connect.",
 			Advice:  "Allow the port in this machine's firewall; if it is, the provider may block connections from outside: ask for that, or take another port.",
 			Detail:  failure,
@@ -392,9 +392,9 @@ func (a *addressBook) assessLocked() bool {
 // verified is the Reachability when something has been proved. What else the
 // gateway has to say stays part of it: that of the other family, perhaps.
 func (a *addressBook) verified(summary string) Reachability {
-	r := Reachability{Code: "verified", Summary: summary}
+	r := Reachability{Code: nat.CodeVerified, Summary: summary}
 	switch a.told.Code {
-	case "mapped", "public", "off", "":
+	case nat.CodeMapped, nat.CodePublic, nat.CodeOff, "":
 	default:
 		r.Summary += " " + a.told.Summary
 		r.Advice, r.Detail = a.told.Advice, a.told.Detail

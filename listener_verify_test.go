@@ -81,7 +81,7 @@ func (w *town) wantState(when, url string, state AddressState, code string) {
 			got = a.State
 		}
 	}
-	if r := w.Reachability(); got != state || r.Code != code || !strings.HasSuffix(r.Summary, ".") {
+	if r := w.Reachability(); got != state || string(r.Code) != code || !strings.HasSuffix(r.Summary, ".") {
 		w.t.Errorf("%s: %v, %+v, want %v, %s", when, got, r, state, code)
 	}
 }

@@ -13,6 +13,9 @@ const (
 	// One asking, rediscovery included, is over after this.
 	askTimeout = 30 * time.Second
 
+	// And after this, if our own address is a public one.
+	publicTimeout = 2500 * time.Millisecond
+
 	// A renewal comes at a random point between 1/2 and 5/8 of the granted
 	// time, then at 3/4 and 7/8, never less than 4 s apart (RFC 6887 §11.2.1
 	// has the same points; RFC 6886 §3.3 begins at half).
@@ -292,17 +295,18 @@ func (k *keeper) ask(ctx context.Context) time.Duration {
 		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: k.explain(s.Err), Err: s.Err})
 	}
 
-	// A public IPv4 address of our own needs no mapping, and there is nobody in
-	// front of it who could make one. An IPv6 address is public too, but behind
-	// a firewall.
-	if k.facing = k.faces(); !k.six() && isGlobal(k.facing) {
-		k.drop(ctx)
-		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnosePublic(k.facing)})
-		return jitter(backoff[len(backoff)-1])
+	// A public IPv4 address of our own needs no mapping, and as a rule there is
+	// nobody in front of it who could make one: silence says so, and is not waited
+	// for long. But there are networks at home on addresses that are somebody
+	// else's. An IPv6 address is public too, but behind a firewall.
+	k.facing = k.faces()
+	public, limit := !k.six() && isGlobal(k.facing), askTimeout
+	if public {
+		limit = publicTimeout
 	}
 
 	k.looked = time.Now()
-	call, cancel := context.WithTimeout(ctx, askTimeout)
+	call, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	l, err := k.m.c.Mapper.Map(call, Request{
 		Internal:    k.internal,
@@ -316,6 +320,11 @@ func (k *keeper) ask(ctx context.Context) time.Duration {
 	}
 	if ctx.Err() != nil {
 		return 0
+	}
+	if public && transport(err) {
+		k.drop(ctx)
+		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnosePublic(k.facing)})
+		return jitter(backoff[len(backoff)-1])
 	}
 	if errors.Is(err, errOff) {
 		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnose(err)})
@@ -333,7 +342,11 @@ func (k *keeper) granted(ctx context.Context, l Lease) time.Duration {
 	k.lease, k.port, k.failures = &l, l.External.Port(), 0
 	k.lost, k.deaf = false, 0
 	k.attune(ctx)
-	k.m.publish(ctx, k, Status{Settled: true, Leases: []Lease{l}, Diagnosis: diagnoseLease(l)})
+	d := diagnoseLease(l)
+	if !k.six() && l.External.Addr() == k.facing {
+		d = diagnosePublic(l.External.Addr()) // nothing is translated: it is a firewall that was opened
+	}
+	k.m.publish(ctx, k, Status{Settled: true, Leases: []Lease{l}, Diagnosis: d})
 	return max(time.Until(l.Obtained.Add(firstRenewal(l, rand.Float64()))), minRenewGap)
 }
 

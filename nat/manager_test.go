@@ -400,26 +400,47 @@ type own struct {
 
 func (o own) ownAddr(netip.Addr) netip.Addr { return o.addr }
 
-// A public address of our own needs no gateway, and none is asked.
+// A public address of our own needs no gateway, and where none answers that is
+// soon clear.
 func TestManagerPublic(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g, w := newGate(time.Hour), new(watch)
-		m := start(own{g, publicIP}, w)
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		if s := m.Status(); !s.Settled || s.Diagnosis.Code != "public" || len(s.Leases) != 0 || len(g.times()) != 0 || w.codes() != "public/0" {
-			t.Errorf("%+v, asked %v", s, g.times())
-		}
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	synctest.Test(t, func(t *testing.T) {
+	for name, c := range map[string]struct {
+		own, external netip.Addr
+		err           error
+		code          Code
+		leases        int
+	}{
+		"no router":            {publicIP, netip.Addr{}, &Error{Kind: NoGateway}, CodePublic, 0},
+		"silence":              {publicIP, netip.Addr{}, &Error{Kind: Timeout}, CodePublic, 0},
+		"a firewall":           {publicIP, publicIP, nil, CodePublic, 1},
+		"a firewall refuses":   {publicIP, netip.Addr{}, &Error{Kind: Refused}, CodeRefused, 0},
+		"a private address":    {netip.MustParseAddr("192.168.1.5"), publicIP, nil, CodeMapped, 1},
+		"somebody else's":      {netip.MustParseAddr("169.168.1.142"), publicIP, nil, CodeMapped, 1},
+		"somebody else's, CGN": {netip.MustParseAddr("169.168.1.142"), netip.MustParseAddr("100.64.1.1"), nil, CodeCGNAT, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, w := newGate(time.Hour), new(watch)
+				g.external, g.err = c.external, c.err
+				m := start(own{g, c.own}, w)
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if s := m.Status(); !s.Settled || s.Diagnosis.Code != c.code || len(s.Leases) != c.leases || w.codes() != fmt.Sprintf("%s/%d", c.code, c.leases) {
+					t.Errorf("%+v; %s", s, w.codes())
+				}
+				if err := m.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // one that swallows everything
 		g := newGate(time.Hour)
-		m := start(own{g, netip.MustParseAddr("192.168.1.5")}, nil)
+		g.slow = time.Hour
+		m := start(own{g, publicIP}, nil)
 		defer m.Close()
+		time.Sleep(publicTimeout)
 		synctest.Wait()
-		if s := m.Status(); s.Diagnosis.Code != "mapped" {
+		if s := m.Status(); !s.Settled || s.Diagnosis.Code != CodePublic {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -480,7 +501,7 @@ func TestDiagnose(t *testing.T) {
 		"203.0.113.7": "mapped", "8.8.8.8": "mapped", "100.64.1.1": "cgnat", "10.0.0.1": "double-nat", "192.168.0.2": "double-nat",
 		"172.20.1.1": "double-nat", "192.0.0.2": "double-nat", "169.254.1.1": "double-nat", "0.0.0.0": "wan-down", "": "wan-down",
 	} {
-		if got := diagnoseLease(lease(a)); got.Code != want {
+		if got := diagnoseLease(lease(a)); string(got.Code) != want {
 			t.Errorf("%q: %+v, want %s", a, got, want)
 		}
 	}
@@ -494,7 +515,7 @@ func TestDiagnose(t *testing.T) {
 	} {
 		d := diagnose(&Error{Kind: k})
 		all = append(all, d)
-		if d.Code != want {
+		if string(d.Code) != want {
 			t.Errorf("%v: %s, want %s", k, d.Code, want)
 		}
 	}

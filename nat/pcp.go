@@ -196,22 +196,15 @@ func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 		err = malformed("granted port %d for %d s", a.mapping.external.Port(), a.lifetime)
 	}
 	if err != nil {
-		if ctx.Err() != nil && r.Previous == nil { // a lease that is held is for its owner to give back
+		if (ctx.Err() != nil || transport(err)) && r.Previous == nil { // a lease that is held is for its owner to give back
 			p.undo(ctx, l, q)
 		}
 		return Lease{}, p.fail("map", l, err)
 	}
 	p.remember(l)
-	addr := a.mapping.external.Addr()
-	switch {
-	case l.local.Is6() && (!addr.Is6() || addr.IsUnspecified()):
-		addr = l.local
-	case addr.IsUnspecified():
-		addr = netip.Addr{}
-	}
 	return Lease{
 		Internal: netip.AddrPortFrom(l.local, r.Internal.Port()),
-		External: netip.AddrPortFrom(addr, a.mapping.external.Port()),
+		External: netip.AddrPortFrom(a.mapping.outside(l.local), a.mapping.external.Port()),
 		Lifetime: time.Duration(a.lifetime) * time.Second,
 		Via:      p.Name(),
 		Gateway:  l.gateway,
@@ -261,10 +254,7 @@ func (p *pcp) check(ctx context.Context, l Lease) (Lease, error) {
 	case a.code != pcpSuccess:
 		return l, p.fail("check", at, refusal(a))
 	case a.mapping.external.Port() != 0:
-		l.External = a.mapping.external
-		if l.External.Addr().IsUnspecified() {
-			l.External = netip.AddrPortFrom(netip.Addr{}, l.External.Port())
-		}
+		l.External = netip.AddrPortFrom(a.mapping.outside(at.local), a.mapping.external.Port())
 	}
 	return l, nil
 }
@@ -308,8 +298,9 @@ func (p *pcp) delete(ctx context.Context, l link, waits []time.Duration, q pcpRe
 	return err
 }
 
-// undo removes what a call that was broken off may have made. It runs after
-// the caller's context ended, so it has a short one of its own.
+// undo removes what a call that was broken off, or whose answer got lost or made no
+// sense, may have made. The caller's context may have ended, so it has a short
+// one of its own.
 func (p *pcp) undo(ctx context.Context, l link, q pcpRequest) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pcpUndo)
 	defer cancel()

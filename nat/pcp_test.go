@@ -152,7 +152,7 @@ func TestPCPCodes(t *testing.T) {
 		if c.code != 1 && e.RetryAfter != c.retry {
 			t.Errorf("code %d, lifetime %d: again after %v, want %v", c.code, c.life, e.RetryAfter, c.retry)
 		}
-		if d := diagnose(err); d.Code != c.diag {
+		if d := diagnose(err); string(d.Code) != c.diag {
 			t.Errorf("code %d: %+v", c.code, d)
 		}
 	}
@@ -233,7 +233,7 @@ func TestPCPBehind(t *testing.T) {
 			return b
 		}
 		_, err := testPCP(natlab.StartFake(t, natlab.FakeConfig{PCP: s})).Map(t.Context(), request(9000))
-		if d := diagnose(err); d.Code != want {
+		if d := diagnose(err); string(d.Code) != want {
 			t.Errorf("%s: %+v of %v", a, d, err)
 		}
 	}

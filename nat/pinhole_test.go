@@ -154,7 +154,7 @@ func TestPinholeFaults(t *testing.T) {
 			}}})
 			_, err := testPinhole(f).Map(t.Context(), request6())
 			wantKind(t, err, c.kind, c.code)
-			if d := diagnose6(err); d.Code != c.diag {
+			if d := diagnose6(err); string(d.Code) != c.diag {
 				t.Errorf("%+v", d)
 			}
 		})

@@ -150,9 +150,9 @@ func (s survey) run(ctx context.Context) (Report, error) {
 // peers in over IPv6, asked in the protocols named.
 func readyOverIPv6(d Diagnosis, names string) Diagnosis {
 	switch d.Code {
-	case "ready", "public":
-	case "no-network", "no-gateway":
-		return Diagnosis{Code: "ready", Summary: fmt.Sprintf("The router lets peers in over IPv6 when asked (%s); over IPv4 none answered.", names)}
+	case CodeReady, CodePublic:
+	case CodeNoNetwork, CodeNoGateway:
+		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router lets peers in over IPv6 when asked (%s); over IPv4 none answered.", names)}
 	default:
 		d.Summary += fmt.Sprintf(" Over IPv6 the router lets peers in when asked (%s).", names)
 	}
@@ -245,13 +245,13 @@ func (r Report) diagnose(own netip.Addr) Diagnosis {
 	}
 	switch {
 	case isGlobal(outside):
-		return Diagnosis{Code: "ready", Summary: fmt.Sprintf("The router opens ports when asked (%s), and its own address %s is a public one.", strings.Join(names, ", "), outside)}
+		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router opens ports when asked (%s), and its own address %s is a public one.", strings.Join(names, ", "), outside)}
 	case outside.IsValid():
 		return diagnoseInside(outside, "The router opens ports when asked, but")
 	case len(verdicts) > 0:
 		return diagnose(telling("any", "probe", verdicts))
 	case len(names) > 0:
-		return Diagnosis{Code: "ready", Summary: fmt.Sprintf("The router opens ports when asked (%s); whether its own address is a public one, only a mapping can tell.", strings.Join(names, ", "))}
+		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router opens ports when asked (%s); whether its own address is a public one, only a mapping can tell.", strings.Join(names, ", "))}
 	}
 	return diagnose(telling("any", "probe", all))
 }

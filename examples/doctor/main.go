@@ -65,7 +65,7 @@ type finding struct {
 	Port      uint16       `json:"port"`
 	Forwards  []forward    `json:"forwards"`         // of the port, that were there before
 	Mapped    []mapped     `json:"mapped,omitempty"` // with -try, if it went well
-	Code      string       `json:"code"`             // of peerws.Reachability; ready if asking found nothing against it
+	Code      nat.Code     `json:"code"`             // of peerws.Reachability; ready if asking found nothing against it
 	Summary   string       `json:"summary"`
 	Advice    string       `json:"advice,omitempty"`
 	Detail    string       `json:"detail,omitempty"` // what the gateway said
@@ -141,7 +141,7 @@ func (f *finding) try(ctx context.Context, port uint16) error {
 	if err := l.Ready(ctx); err != nil {
 		return err
 	}
-	for timeout := time.After(proofTime); l.Reachability().Code == "mapped"; {
+	for timeout := time.After(proofTime); l.Reachability().Code == nat.CodeMapped; {
 		select {
 		case <-changed:
 			continue
@@ -190,7 +190,7 @@ func (f *finding) tried(addresses []peerws.Address, r peerws.Reachability) {
 
 func (f *finding) conclude(r peerws.Reachability) {
 	f.Code, f.Summary, f.Advice, f.Detail = r.Code, r.Summary, r.Advice, r.Detail
-	f.Reachable = slices.Contains([]string{"public", "mapped", "verified", "ready"}, f.Code)
+	f.Reachable = slices.Contains([]nat.Code{nat.CodePublic, nat.CodeMapped, nat.CodeVerified, nat.CodeReady}, f.Code)
 }
 
 func printJSON(w io.Writer, f finding) error {
@@ -239,7 +239,7 @@ func printTable(w io.Writer, f finding) error {
 	}
 	verdict := "Peers cannot reach this machine yet."
 	switch {
-	case f.Code == "verified":
+	case f.Code == nat.CodeVerified:
 		verdict = "Peers can reach this machine."
 	case f.Reachable:
 		verdict = "Peers can reach this machine, as far as can be told from inside."
