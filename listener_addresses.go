@@ -92,6 +92,7 @@ type addressBook struct {
 	mapped   []Address         // by the gateway, then lost ones
 	proofs   []*proof          // of those mapped now that are public
 	direct   []netip.Addr      // public addresses of this machine to which a peer has come
+	byHand   []handMade        // forwards that nobody has told us of, through which a peer has come
 	words    map[string]*proof // said by our own connections through the gateway
 	told     Reachability      // by the gateway
 	reach    Reachability      // with what has been proved since
@@ -155,7 +156,7 @@ func (l *WebSocketListener) stopMapping() {
 	}
 	a.mu.Lock()
 	changed := a.setMappedLocked(nil)
-	a.proofs, a.told = nil, Reachability{Code: nat.CodeOff, Summary: "The listener is closed."}
+	a.proofs, a.byHand, a.told = nil, nil, Reachability{Code: nat.CodeOff, Summary: "The listener is closed."}
 	a.assessLocked()
 	a.mu.Unlock()
 	if changed {
@@ -258,7 +259,7 @@ func (l *WebSocketListener) tellAddresses() {
 func (l *WebSocketListener) Reachability() Reachability {
 	a := &l.addrs
 	a.mu.Lock()
-	direct := len(a.direct) > 0
+	direct := len(a.direct)+len(a.byHand) > 0
 	a.mu.Unlock()
 	var list []Address
 	if direct { // they may have been another network's
@@ -295,6 +296,12 @@ func (l *WebSocketListener) Addresses() []Address {
 			list = slices.Delete(list, i, i+1)
 		}
 		mapped = append(mapped, m)
+	}
+	if h := a.bestByHandLocked(); h != nil && h.external.IsValid() {
+		m := Address{URL: l.urlOf(h.external), Scope: Public, Via: "static", State: Verified}
+		if !slices.ContainsFunc(mapped, func(o Address) bool { return o.URL == m.URL && o.State != Lost }) {
+			mapped = append(mapped, m)
+		}
 	}
 	return append(list, mapped...)
 }
