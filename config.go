@@ -63,6 +63,9 @@ type ListenConfig struct {
 	// Authorize decides about a request that is otherwise acceptable. An error
 	// refuses it: a *RejectError with its own answer, any other with 403.
 	// It runs within HandshakeTimeout, for different requests at the same time.
+	// What it puts into the request's context is in that of WebSocket.Request:
+	//
+	//	*r = *r.WithContext(context.WithValue(r.Context(), userKey{}, user))
 	Authorize func(*http.Request) error
 
 	// ResponseHeader is added to the answer of every accepted handshake.

@@ -269,8 +269,7 @@ func (l *WebSocketListener) handOver(c *WebSocket) {
 	l.mu.Unlock()
 	switch {
 	case closed:
-		c.CloseWith(StatusGoingAway, "")
-		c.begin()
+		l.dismiss(c)
 	case f != nil:
 		c.offer(f)
 	}
