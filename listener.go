@@ -59,6 +59,7 @@ type WebSocketListener struct {
 	policy        *policy
 	header        []byte // ListenConfig.ResponseHeader as it goes on the wire
 	authorize     func(*http.Request) error
+	respond       func(*http.Request, *Answer)
 	maxHead       int
 	maxConns      int
 	maxPerIP      int
@@ -109,7 +110,8 @@ type ListenerStats struct {
 // Listen binds the TCP port on every address of this machine, asks the gateway
 // to forward it, and accepts WebSocket connections: the constructor of 2009.
 // Port 0 lets the system choose. protocols are the subprotocols spoken, the
-// preferred one first; a peer that offers only others is refused.
+// preferred one first; a peer that offers only others is refused (ListenConfig.Respond
+// can choose in another way).
 //
 // It returns as soon as the port is bound, ListenerOpening while the gateway is
 // being asked. Errors: a port that cannot be or is in use, a protocol that is
