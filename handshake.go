@@ -141,7 +141,7 @@ type opening struct {
 	protocol     int    // index in the listener's and 1, or 0
 	foreign      bool   // only others than the listener's are offered, of which Respond may choose
 	key          []byte
-	head         *head
+	head         *head // of the request, valid as long as the windows are
 }
 
 // checkRequest holds a request that wants an upgrade against RFC 6455 §4.2.1,

@@ -938,11 +938,15 @@ func TestHandshakeTimeout(t *testing.T) {
 			k.wantBytes("echo", hello)
 		})
 	})
-	t.Run("holds for Authorize", func(t *testing.T) {
-		c := ListenConfig{Authorize: func(*http.Request) error { time.Sleep(11 * time.Second); return nil }}
-		inBubble(t, c, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
-			dial(upgrade).wantEnd(time.Now())
-		})
+	t.Run("holds for the program", func(t *testing.T) {
+		for _, c := range []ListenConfig{
+			{Authorize: func(*http.Request) error { time.Sleep(11 * time.Second); return nil }},
+			{Respond: func(*http.Request, *Answer) { time.Sleep(11 * time.Second) }},
+		} {
+			inBubble(t, c, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+				dial(upgrade).wantEnd(time.Now())
+			})
+		}
 	})
 }
 

@@ -30,8 +30,8 @@ type Answer struct {
 var errAnswer = &refusal{500, nil, "The program here has no valid answer to this request."}
 
 // answer returns the header lines of the program's in the answer to an accepted
-// request, and the subprotocol, which c gets. outer are the lines of handlers around
-// a mounted listener.
+// request, and its subprotocol, which c gets too. outer are the lines of handlers
+// around a mounted listener.
 func (l *WebSocketListener) answer(c *WebSocket, o *opening, outer []byte) (lines []byte, protocol string, _ error) {
 	lines = l.header
 	if len(outer) > 0 {

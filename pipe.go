@@ -49,8 +49,8 @@ func Pipe(l ListenConfig, d Dialer) (accepted, dialled *WebSocket) {
 //	c, err := d.Dial(ctx, "ws://chat.example/rooms/7", "chat")
 //
 // An [http.Server] in which a listener is mounted can serve it as well. Its
-// connections have addresses of loopback. It works inside testing/synctest. All
-// methods may be called from any goroutine.
+// connections have addresses of loopback, and no gateway is asked to forward it. It
+// works inside testing/synctest. All methods may be called from any goroutine.
 type PipeListener struct{ ln *memnet.Listener }
 
 // NewPipeListener returns a PipeListener, which whoever serves it closes.

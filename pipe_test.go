@@ -6,11 +6,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/peerws/peerws/nat"
 )
 
 // A program's doors are tested as over the net, with a fake clock.
@@ -30,9 +33,13 @@ func TestPipeListener(t *testing.T) {
 				c.SendText(r.Host + r.URL.Path + " " + c.Protocol() + " " + r.Header.Get("Cookie"))
 			},
 			TLSConfig: serverConfig(),
+			NAT:       nat.Static(netip.MustParseAddrPort("203.0.113.7:9000")),
 		}.Serve(ln, "v2", "v1")
 		if err != nil {
 			t.Fatal(err)
+		}
+		if r := l.Reachability(); r.Code != "off" || l.ReadyState() != ListenerListening {
+			t.Errorf("%+v, %v", r, l.ReadyState())
 		}
 		d := ln.Dialer()
 		d.TLSConfig = clientConfig()
