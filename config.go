@@ -63,10 +63,20 @@ type ListenConfig struct {
 	// Authorize decides about a request that is otherwise acceptable. An error
 	// refuses it: a *RejectError with its own answer, any other with 403.
 	// It runs within HandshakeTimeout, for different requests at the same time.
+	// What it puts into the request's context is in that of WebSocket.Request:
+	//
+	//	*r = *r.WithContext(context.WithValue(r.Context(), userKey{}, user))
 	Authorize func(*http.Request) error
 
 	// ResponseHeader is added to the answer of every accepted handshake.
 	ResponseHeader http.Header
+
+	// Respond adds to the answer of one accepted handshake, a cookie for example,
+	// or chooses its subprotocol. It runs behind Authorize, on the same request and
+	// under the same rules. With Respond set a peer that offers only subprotocols
+	// which are not the listener's is refused if Respond chooses none of them. An
+	// answer that cannot be sent becomes a 500, and a Warn record of Logger says why.
+	Respond func(*http.Request, *Answer)
 
 	// AllowedOrigins lists origins of web pages that may connect, such as
 	// "https://example.com", "null" or "file://"; "*" allows all. Pages that come
@@ -108,10 +118,17 @@ type ListenConfig struct {
 }
 
 // A RejectError is returned by [ListenConfig.Authorize] to choose the answer.
+//
+// A redirect has its target in Header, as Location; programs may follow it,
+// browsers do not and take it as a failure.
+//
+// On a mounted listener the answer also has what handlers around it have set, a
+// cookie or the headers of CORS, but for names that are in Header too; a Set-Cookie
+// there is added.
 type RejectError struct {
-	Status int         // 400 to 599; else 403 is sent
-	Header http.Header // added to the answer
-	Body   string      // plain text
+	Status int         // 300 to 599; else 403 is sent
+	Header http.Header // added to the answer; what ResponseHeader must not have is not sent, nor Content-Type
+	Body   string      // plain text; a 304 has none
 }
 
 func (e *RejectError) Error() string {
@@ -162,6 +179,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		tls:          secure,
 		policy:       policy,
 		authorize:    c.Authorize,
+		respond:      c.Respond,
 		maxHead:      max(orDefault(c.MaxHeaderBytes, defaultMaxHeaderBytes), 512),
 		maxConns:     orDefault(c.MaxConnections, 1024),
 		maxPerIP:     orDefault(c.MaxConnectionsPerIP, 64),

@@ -136,6 +136,7 @@ type rare struct {
 	pingID    uint64
 	parsed    *http.Request // the opening request, until the first message, or for good once asked for
 	asked     bool
+	context   context.Context    // of the opening request whose headers are gone; nil: the background
 	protocol  string             // of a dialled socket
 	heads     string             // of a dialled socket: its request and the answer
 	clock     *clock             // of a dialled socket
@@ -352,9 +353,11 @@ func (c *WebSocket) RemoteAddr() net.Addr {
 // one that was sent, and once the socket is OPEN its Response has Status,
 // StatusCode and Header of the answer. On the accepted side its
 // headers are kept until the first message is handed over, and for good once
-// Request was called before that; later it has Method, URL, Host and RemoteAddr
-// only, so that an idle connection holds no headers. Keep what you need in
-// OnConnection.
+// Request was called before that; later it has Method, URL, Host, RemoteAddr and
+// Context only, so that an idle connection holds no headers. Keep what you need in
+// OnConnection. Its Context has what ListenConfig.Authorize has put there, and on
+// a mounted listener what the handlers around it have; it does not end with the
+// socket.
 func (c *WebSocket) Request() *http.Request {
 	var remote string
 	if a := c.RemoteAddr(); a != nil {
@@ -384,7 +387,11 @@ func (c *WebSocket) requestLocked(remote string) *http.Request {
 	if c.where == "" {
 		return &http.Request{Method: http.MethodGet, Header: http.Header{}, RemoteAddr: remote}
 	}
-	return bareRequest(host, target, remote, tlsState(c.conn))
+	r := bareRequest(host, target, remote, tlsState(c.conn))
+	if x := c.seldom(); x.context != nil {
+		r = r.WithContext(x.context)
+	}
+	return r
 }
 
 // dropHead lets the opening request's headers go, unless the program has asked
@@ -393,7 +400,10 @@ func (c *WebSocket) dropHead() {
 	c.rd.head = false
 	c.mu.Lock()
 	c.lf.head = ""
-	if x := c.lf.x; x != nil && !x.asked {
+	if x := c.lf.x; x != nil && x.parsed != nil && !x.asked {
+		if ctx := x.parsed.Context(); ctx != context.Background() { // the program's
+			x.context = ctx
+		}
 		x.parsed = nil
 	}
 	c.mu.Unlock()

@@ -134,7 +134,7 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 	if err := checkProtocols(protocols); err != nil {
 		return nil, nil, err
 	}
-	if err := checkHeader("request header", d.Header, "Host", "Sec-Websocket-Key"); err != nil {
+	if err := checkHeader("request header", d.Header, "Host"); err != nil {
 		return nil, nil, err
 	}
 	header := make(http.Header, len(d.Header)) // a copy: NewWebSocket reads it later

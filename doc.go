@@ -50,7 +50,8 @@
 //
 // Programs always may. A web page may if its origin is in AllowedOrigins, or if
 // it comes from the very host it connects to and that is an IP address,
-// localhost or one of AllowedHosts. ListenConfig.Authorize can ask for more.
+// localhost or one of AllowedHosts. ListenConfig.Authorize can ask for more, and
+// ListenConfig.Respond gives the answer a cookie, or another subprotocol.
 //
 // # Whether peers can reach it
 //

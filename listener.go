@@ -59,6 +59,7 @@ type WebSocketListener struct {
 	policy        *policy
 	header        []byte // ListenConfig.ResponseHeader as it goes on the wire
 	authorize     func(*http.Request) error
+	respond       func(*http.Request, *Answer)
 	maxHead       int
 	maxConns      int
 	maxPerIP      int
@@ -90,6 +91,7 @@ type WebSocketListener struct {
 	perIP        map[ipKey]int
 	err          error
 	stats        ListenerStats
+	goodbye      goodbye // for sockets that nobody has taken when state is ListenerClosed
 
 	refusalLogged    time.Time // when logRefusal has made its last record
 	refusalsUnlogged int       // since then
@@ -109,7 +111,8 @@ type ListenerStats struct {
 // Listen binds the TCP port on every address of this machine, asks the gateway
 // to forward it, and accepts WebSocket connections: the constructor of 2009.
 // Port 0 lets the system choose. protocols are the subprotocols spoken, the
-// preferred one first; a peer that offers only others is refused.
+// preferred one first; a peer that offers only others is refused (ListenConfig.Respond
+// can choose in another way).
 //
 // It returns as soon as the port is bound, ListenerOpening while the gateway is
 // being asked. Errors: a port that cannot be or is in use, a protocol that is
@@ -340,6 +343,21 @@ func (l *WebSocketListener) forget(c *WebSocket) {
 	l.reserved--
 }
 
+// A goodbye is what a listener that is shut down tells its sockets.
+type goodbye struct {
+	code   StatusCode
+	reason string
+}
+
+// dismiss closes a socket that is not handed over any more.
+func (l *WebSocketListener) dismiss(c *WebSocket) {
+	l.mu.Lock()
+	bye := l.goodbye
+	l.mu.Unlock()
+	c.startClose(InitiatorLocal, nil, orDefault(bye.code, StatusGoingAway), bye.reason)
+	c.begin()
+}
+
 // Close stops listening: nothing is accepted any more, handshakes in flight are
 // dropped, sockets that wait for Accept are closed with 1001, the port is given
 // back to the gateway, for which that has 2 s at most. Sockets that were handed
@@ -362,8 +380,7 @@ func (l *WebSocketListener) Close() error {
 	l.waiting = nil
 	l.mu.Unlock()
 	for _, c := range waiting {
-		c.CloseWith(StatusGoingAway, "")
-		c.begin()
+		l.dismiss(c)
 	}
 	var wg sync.WaitGroup
 	if l.web != nil {
@@ -408,27 +425,30 @@ func (l *WebSocketListener) awaitHandshakes() {
 // are left and returns ctx's error. It must not be called in a callback: it
 // would wait for it.
 func (l *WebSocketListener) Shutdown(ctx context.Context) error {
-	return l.shutdown(ctx, StatusGoingAway, "")
+	return l.shutdown(ctx, goodbye{StatusGoingAway, ""})
 }
 
 // ShutdownWith is Shutdown with another code, and a reason for the peers, as
 // [WebSocket.CloseWith] takes them: 1012 for example says that the program comes
 // back. If they are not allowed it returns an error and does nothing. Sockets
-// that wait for Accept get 1001, as from Close.
+// that wait for Accept are told the same.
 func (l *WebSocketListener) ShutdownWith(ctx context.Context, code StatusCode, reason string) error {
 	if err := checkClose(true, code, reason); err != nil {
 		return err
 	}
-	return l.shutdown(ctx, code, reason)
+	return l.shutdown(ctx, goodbye{code, reason})
 }
 
-func (l *WebSocketListener) shutdown(ctx context.Context, code StatusCode, reason string) error {
+func (l *WebSocketListener) shutdown(ctx context.Context, bye goodbye) error {
+	l.mu.Lock()
+	l.goodbye = bye
+	l.mu.Unlock()
 	closed := make(chan error, 1)
 	go func() { closed <- l.Close() }()
 	<-l.closing
 	sockets := l.openSockets()
 	for _, c := range sockets {
-		c.startClose(InitiatorLocal, nil, code, reason)
+		c.startClose(InitiatorLocal, nil, bye.code, bye.reason)
 	}
 	err := <-closed
 	sockets = append(sockets, l.openSockets()...) // whose handshake has ended meanwhile

@@ -90,7 +90,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 	var o opening
 	if err == nil {
 		var r *refusal
-		if o, r = checkRequest(h, l.policy, l.protocols); r == nil {
+		if o, r = l.check(h); r == nil {
 			r = l.reserve()
 		}
 		if r != nil {
@@ -102,7 +102,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		if bytes.HasPrefix(b.b, []byte("HEAD ")) { // h may not have got that far
 			method = http.MethodHead
 		}
-		l.refuse(a, conn, method, err)
+		l.refuse(a, conn, method, err, nil)
 		l.leave(a.key)
 		return nil
 	}
@@ -113,7 +113,17 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		c.in = newBuffer(len(rest))
 		c.in.b = append(c.in.b, rest...)
 	}
-	return l.upgrade(a, conn, c, &o, l.header)
+	return l.upgrade(a, conn, c, &o, nil)
+}
+
+// check is checkRequest for this listener. With Respond set it is Respond's to say
+// whether one of the subprotocols offered is spoken.
+func (l *WebSocketListener) check(h *head) (opening, *refusal) {
+	o, r := checkRequest(h, l.policy, l.protocols)
+	if r == errNoProtocol && l.respond != nil {
+		o.foreign, r = true, nil
+	}
+	return o, r
 }
 
 // newSocket makes the socket of an accepted request, without its transport.
@@ -132,8 +142,9 @@ func (l *WebSocketListener) newSocket(o *opening, key ipKey) *WebSocket {
 	return c
 }
 
-// refuse answers a request that is not accepted, if it is one.
-func (l *WebSocketListener) refuse(a *arrival, conn net.Conn, method string, err error) {
+// refuse answers a request that is not accepted, if it is one, with the lines of
+// outer in the answer.
+func (l *WebSocketListener) refuse(a *arrival, conn net.Conn, method string, err error, outer []byte) {
 	l.countRefused()
 	r, ok := err.(*refusal)
 	var cause error = r
@@ -150,27 +161,32 @@ func (l *WebSocketListener) refuse(a *arrival, conn net.Conn, method string, err
 		socketOf(conn).Close()
 		return
 	}
-	linger(conn, r.responseTo(method), a.lingers)
+	linger(conn, r.responseTo(method, outer), a.lingers)
 }
 
-// upgrade authorizes and answers an accepted request, with the lines of header in
+// upgrade authorizes and answers an accepted request, with the lines of outer in
 // the answer, gives c its transport and returns it, or nil if the request was
 // refused after all. a is over then.
-func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *opening, header []byte) *WebSocket {
+func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *opening, outer []byte) *WebSocket {
 	early := c.in
 	c.in = nil
 	c.conn = conn // for Request
 	err := l.authorized(c)
+	var lines []byte
+	var protocol string
 	if err == nil {
-		b := newBuffer(answerSize + len(header))
-		b.b = o.appendAnswer(b.b, header, l.protocols)
+		lines, protocol, err = l.answer(c, o, outer)
+	}
+	if err == nil {
+		b := newBuffer(answerSize + len(lines))
+		b.b = o.appendAnswer(b.b, lines, protocol)
 		_, err = conn.Write(b.b)
 		b.free()
 	}
 	if err != nil {
 		early.free()
 		l.unreserve() // before the peer is given time to read why
-		l.refuse(a, conn, http.MethodGet, err)
+		l.refuse(a, conn, http.MethodGet, err, outer)
 		l.leave(a.key)
 		return nil
 	}
@@ -243,13 +259,19 @@ func (l *WebSocketListener) authorized(c *WebSocket) error {
 	if l.authorize == nil {
 		return nil
 	}
+	return l.rejected(l.authorize(l.requestOf(c)))
+}
+
+// requestOf returns the request of a socket that is not open yet.
+func (l *WebSocketListener) requestOf(c *WebSocket) *http.Request {
+	remote := c.conn.RemoteAddr().String()
 	c.mu.Lock()
-	r := c.requestLocked(c.conn.RemoteAddr().String())
+	defer c.mu.Unlock()
+	r := c.requestLocked(remote)
 	if c.lf.x != nil {
 		c.lf.x.asked = false // its headers need not stay for that
 	}
-	c.mu.Unlock()
-	return l.rejected(l.authorize(r))
+	return r
 }
 
 // rejected is the refusal of a request to which the program said err.
@@ -259,7 +281,7 @@ func (l *WebSocketListener) rejected(err error) error {
 	}
 	r := &refusal{status: http.StatusForbidden, text: "Not allowed."}
 	if e, ok := errors.AsType[*RejectError](err); ok {
-		if e.Status >= 400 && e.Status <= 599 {
+		if e.Status >= 300 && e.Status <= 599 {
 			r.status = e.Status
 		}
 		r.text = orDefault(e.Body, r.text)
@@ -293,8 +315,7 @@ func (l *WebSocketListener) handOver(c *WebSocket) {
 	l.mu.Unlock()
 	switch {
 	case closed:
-		c.CloseWith(StatusGoingAway, "")
-		c.begin()
+		l.dismiss(c)
 	case f != nil:
 		c.offer(f)
 	}

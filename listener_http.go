@@ -133,7 +133,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		next.ServeHTTP(w, r)
 		return
 	}
-	o, refused := checkRequest(h, l.policy, l.protocols)
+	o, refused := l.check(h)
 	if refused == nil {
 		refused = l.reserve()
 	}
@@ -145,10 +145,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		l.refuseHTTP(w, r, refused, cause)
 		return
 	}
-	header := l.header
-	if outer := outerHeader(w.Header()); len(outer) > 0 {
-		header = append(bytes.Clone(header), outer...)
-	}
+	outer := outerHeader(w.Header())
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		l.unreserve()
@@ -188,7 +185,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		x.parsed.RequestURI, x.parsed.URL = target, targetURL(target)
 	}
 	go func() { // net/http would recover a panic of the program's here
-		c := l.upgrade(a, conn, c, &o, header)
+		c := l.upgrade(a, conn, c, &o, outer)
 		a.end()
 		if c != nil {
 			l.handOver(c)
