@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/peerws/peerws/internal/netaddr"
 )
 
 // A route is a default route.
@@ -38,7 +40,7 @@ type host struct {
 	// six says that this is about IPv6. Then addrs takes the place of source and
 	// prefixes: which address faces the gateway is the listener's to say.
 	six   bool
-	addrs func() ([]addr6, error)
+	addrs func() ([]netaddr.Addr6, error)
 
 	// loopback allows gateways and ourselves on loopback: for tests.
 	loopback bool

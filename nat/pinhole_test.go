@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"github.com/peerws/peerws/internal/natlab"
+	"github.com/peerws/peerws/internal/netaddr"
 )
 
 // loopbackHost6 is a machine whose IPv6 gateway is itself: there is one
 // loopback address.
 func loopbackHost6() host {
-	h := host6([]route{{gateway: netip.IPv6Loopback(), iface: "lo"}}, addr6{addr: netip.IPv6Loopback(), bits: 128, iface: "lo"})
+	h := host6([]route{{gateway: netip.IPv6Loopback(), iface: "lo"}}, netaddr.Addr6{Addr: netip.IPv6Loopback(), Bits: 128, Iface: "lo"})
 	h.loopback = true
 	return h
 }

@@ -44,3 +44,13 @@ func IsGlobal(a netip.Addr) bool {
 
 // IsSharedNAT reports whether a is from the range of carrier-grade NATs.
 func IsSharedNAT(a netip.Addr) bool { return sharedNAT.Contains(a.Unmap()) }
+
+// An Addr6 is an IPv6 address of this machine.
+type Addr6 struct {
+	Addr  netip.Addr // without a zone
+	Bits  int        // length of the prefix that it shares with its network
+	Iface string     // name of its interface
+
+	Temporary bool // RFC 8981: made to be forgotten, often within a day
+	Unusable  bool // deprecated, not yet ours for sure, or a duplicate
+}
