@@ -161,6 +161,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		}
 	}
 	l := &WebSocketListener{
+		machine: thisMachine(),
 		set: &settings{
 			core: coreLimits{
 				maxMessage:   orDefault(c.MaxMessageSize, defaultMaxMessageSize),

@@ -52,6 +52,7 @@ func (s ListenerState) String() string {
 type WebSocketListener struct {
 	// Immutable.
 	set           *settings
+	machine       system
 	ln            net.Listener // nil for one that is mounted in a server
 	port          int
 	protocols     []string

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -304,61 +303,6 @@ func (l *WebSocketListener) Addresses() []Address {
 		}
 	}
 	return append(list, mapped...)
-}
-
-// URL returns the best address a peer can use now: a verified one before a
-// mapped one, public before local, IPv4 before IPv6; "" if there is none.
-func (l *WebSocketListener) URL() string {
-	var best Address
-	rank := -1
-	for _, a := range l.Addresses() {
-		if a.State == Lost {
-			continue
-		}
-		r := int(a.Scope)*8 + int(a.State)*2
-		if !strings.Contains(a.URL, "[") {
-			r++
-		}
-		if r > rank {
-			best, rank = a, r
-		}
-	}
-	return best.URL
-}
-
-// boundAddresses are those of this machine that the listener is bound to.
-func (l *WebSocketListener) boundAddresses() []Address {
-	bound := addrPortOf(l.Addr())
-	if !bound.IsValid() {
-		return nil
-	}
-	var list []Address
-	add := func(ip netip.Addr) {
-		if ip.Is6() && ip.IsLinkLocalUnicast() || ip.IsMulticast() {
-			return // of no use without a zone, which URLs do not have
-		}
-		a := Address{URL: l.urlOf(netip.AddrPortFrom(ip, bound.Port())), Scope: scopeOf(ip), Via: "direct", State: Bound}
-		if !slices.Contains(list, a) {
-			list = append(list, a)
-		}
-	}
-	if !bound.Addr().IsUnspecified() {
-		add(bound.Addr())
-		return list
-	}
-	ifaces, _ := net.InterfaceAddrs()
-	for _, a := range ifaces {
-		n, ok := a.(*net.IPNet)
-		if !ok {
-			continue
-		}
-		ip, ok := netip.AddrFromSlice(n.IP)
-		if ip = ip.Unmap(); ok && (ip.Is4() || bound.Addr().Is6()) {
-			add(ip)
-		}
-	}
-	slices.SortStableFunc(list, func(a, b Address) int { return int(a.Scope) - int(b.Scope) })
-	return list
 }
 
 // addrPortOf returns a TCP address's value, the IPv4 form where there is one.

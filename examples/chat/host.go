@@ -223,6 +223,9 @@ func invitation(a peerws.Address) string {
 		where = "the same network"
 	case peerws.Public:
 		where = "anywhere"
+		if a.State == peerws.Bound && strings.Contains(a.URL, "[") {
+			where = "the same network, and anywhere if no firewall is in front,"
+		}
 	}
 	proof := ""
 	if a.State == peerws.Verified {
