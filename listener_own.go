@@ -45,11 +45,11 @@ func thisMachine() system {
 	}
 }
 
-// elsewhere4 and elsewhere6 are addresses outside, of the ranges for documentation.
-// Nothing is sent to them.
+// elsewhere4 and elsewhere6 stand for any address outside: one that was given up,
+// and its form in IPv6 (RFC 7526). Nothing is sent to them.
 var (
-	elsewhere4 = netip.MustParseAddr("192.0.2.1")
-	elsewhere6 = netip.MustParseAddr("2001:db8::1")
+	elsewhere4 = netip.MustParseAddr("192.88.99.1")
+	elsewhere6 = netip.MustParseAddr("2002:c058:6301::")
 )
 
 // facing connects a UDP socket, which sends nothing. It works where the list of

@@ -333,3 +333,22 @@ func (a *anyMapper) ownAddr(bound netip.Addr) netip.Addr {
 	}
 	return netip.Addr{}
 }
+
+// leaves is that of the first candidate that knows.
+func (a *anyMapper) leaves(dst netip.Addr) netip.Addr {
+	for _, c := range a.candidates {
+		if s, ok := c.mapper.(sourcer); ok {
+			return s.leaves(dst)
+		}
+	}
+	return netip.Addr{}
+}
+
+func (a *anyMapper) neighbours(x, y netip.Addr) bool {
+	for _, c := range a.candidates {
+		if s, ok := c.mapper.(sourcer); ok {
+			return s.neighbours(x, y)
+		}
+	}
+	return true
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/peerws/peerws/internal/netaddr"
@@ -26,6 +27,7 @@ const (
 	CodeWANDown    Code = "wan-down"              // the gateway has no Internet address
 	CodeDoubleNAT  Code = "double-nat"            // the gateway is itself behind another one
 	CodeCGNAT      Code = "cgnat"                 // the gateway is behind the provider's carrier-grade NAT (RFC 6598)
+	CodeVPN        Code = "vpn"                   // what we send leaves by another way than by the gateway that forwards, or could
 	CodeConflict   Code = "conflict"              // no external port could be had: taken, or the gateway's table is full
 	CodeNoNetwork  Code = "no-network"            // there is no way out of this machine
 	CodeOff        Code = "off"                   // mapping is switched off
@@ -48,8 +50,10 @@ type Diagnosis struct {
 
 // The advice that several failures share.
 const (
-	adviceEnable = "Switch on UPnP, NAT-PMP or PCP in the router's settings, or forward the port there by hand. Guest networks and Wi-Fi isolation block these protocols."
-	adviceDouble = "Put the router in front into bridge mode, or forward the port on both; if the provider has no public IPv4 address for you, ask for one or use IPv6."
+	adviceEnable    = "Switch on UPnP, NAT-PMP or PCP in the router's settings, or forward the port there by hand. Guest networks and Wi-Fi isolation block these protocols."
+	adviceContainer = "This looks like a container, whose network has no router to ask: publish the port on the host (docker run -p, or --network host), and forward it from there."
+	adviceVPN       = "If that is a VPN, switch it off or let this program past it (split tunnelling, or a route for its answers). If there are two networks, unplug one, or make the router that forwards the default route."
+	adviceDouble    = "Put the router in front into bridge mode, or forward the port on both; if the provider has no public IPv4 address for you, ask for one or use IPv6."
 )
 
 func diagnosePublic(own netip.Addr) Diagnosis {
@@ -86,6 +90,16 @@ func diagnoseLease(l Lease) Diagnosis {
 	return Diagnosis{
 		Code:    CodeMapped,
 		Summary: fmt.Sprintf("The router forwards %s to us (%s); not yet verified from outside.", ext, l.Via),
+	}
+}
+
+// diagnoseOtherWay explains a mapping of which the answers go out from another
+// address of ours.
+func diagnoseOtherWay(l Lease, out netip.Addr) Diagnosis {
+	return Diagnosis{
+		Code:    CodeVPN,
+		Summary: fmt.Sprintf("The router forwards %s to %s, but what this machine sends leaves from %s, by another way: peers get no answer.", l.External, l.Internal.Addr(), out),
+		Advice:  adviceVPN,
 	}
 }
 
@@ -160,6 +174,20 @@ func explain(err error) Diagnosis {
 			Advice:  "Bind it to 0.0.0.0 or to an address of the local network.",
 		}
 	}
+	switch {
+	case errors.Is(err, errTunnel):
+		return Diagnosis{
+			Code:    CodeVPN,
+			Summary: "What this machine sends leaves through a tunnel, a VPN as a rule, on which there is no router to ask.",
+			Advice:  adviceVPN,
+		}
+	case errors.Is(err, errOtherWay):
+		return Diagnosis{
+			Code:    CodeVPN,
+			Summary: "What this machine sends leaves by a rule of its own, that of a VPN as a rule, and not by a router that could be asked.",
+			Advice:  adviceVPN,
+		}
+	}
 	switch kindOf(err) {
 	case NoNetwork:
 		return Diagnosis{
@@ -214,9 +242,24 @@ func explain(err error) Diagnosis {
 			Advice:  "Remove old forwards in the router's settings, or restart it.",
 		}
 	}
-	return Diagnosis{
+	d := Diagnosis{
 		Code:    CodeNoGateway,
 		Summary: "No router answered when asked to forward the port.",
 		Advice:  adviceEnable,
 	}
+	if inContainer() {
+		d.Advice = adviceContainer
+	}
+	return d
+}
+
+// inContainer reports whether this looks like a container, by the files that
+// Docker and Podman put there.
+func inContainer() bool {
+	for _, name := range []string{"/.dockerenv", "/run/.containerenv"} {
+		if _, err := os.Stat(name); err == nil {
+			return true
+		}
+	}
+	return false
 }

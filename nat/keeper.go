@@ -135,6 +135,21 @@ func (k *keeper) explain(err error) Diagnosis {
 	return diagnose(err)
 }
 
+// explainLease says what a mapping comes to. One whose answers leave by another way
+// than the gateway's leads nowhere: the system knows, without a packet.
+func (k *keeper) explainLease(l Lease) Diagnosis {
+	d := diagnoseLease(l)
+	s, ok := k.m.c.Mapper.(sourcer)
+	if !ok || k.six() || d.Code != CodeMapped || l.Via == "static" {
+		return d
+	}
+	own := l.Internal.Addr()
+	if out := s.leaves(l.External.Addr()); out.IsValid() && out != own && out != l.External.Addr() && !s.neighbours(out, own) {
+		return diagnoseOtherWay(l, out)
+	}
+	return d
+}
+
 // last is what the keeper has published last.
 func (k *keeper) last() Status {
 	k.m.mu.Lock()
@@ -248,7 +263,7 @@ func (k *keeper) look(ctx context.Context) (ask bool) {
 	}
 	if l.External != k.lease.External {
 		s := k.last()
-		s.Leases, s.Diagnosis = []Lease{l}, diagnoseLease(l)
+		s.Leases, s.Diagnosis = []Lease{l}, k.explainLease(l)
 		k.m.publish(ctx, k, s)
 	}
 	k.lease = &l
@@ -342,7 +357,7 @@ func (k *keeper) granted(ctx context.Context, l Lease) time.Duration {
 	k.lease, k.port, k.failures = &l, l.External.Port(), 0
 	k.lost, k.deaf = false, 0
 	k.attune(ctx)
-	d := diagnoseLease(l)
+	d := k.explainLease(l)
 	if !k.six() && l.External.Addr() == k.facing {
 		d = diagnosePublic(l.External.Addr()) // nothing is translated: it is a firewall that was opened
 	}
@@ -367,7 +382,7 @@ func (k *keeper) failed(ctx context.Context, err error) time.Duration {
 	if k.lease != nil && !k.lost {
 		age, life := time.Since(k.lease.Obtained), validity(*k.lease)
 		if age < life {
-			s.Leases, s.Diagnosis = []Lease{*k.lease}, diagnoseLease(*k.lease)
+			s.Leases, s.Diagnosis = []Lease{*k.lease}, k.explainLease(*k.lease)
 			wait = min(wait, nextRenewal(age, life))
 		}
 	}

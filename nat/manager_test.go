@@ -446,6 +446,53 @@ func TestManagerPublic(t *testing.T) {
 	})
 }
 
+// leaving is a gate on a machine that sends to the outside from an address.
+type leaving struct {
+	*gate
+	out  netip.Addr
+	near bool // it is of the gateway's network
+}
+
+func (l leaving) leaves(netip.Addr) netip.Addr { return l.out }
+
+func (l leaving) neighbours(netip.Addr, netip.Addr) bool { return l.near }
+
+// A forward whose answers go out by another way leads nowhere, and is not called
+// mapped.
+func TestManagerAnswersElsewhere(t *testing.T) {
+	own := netip.MustParseAddrPort("192.168.1.5:9000")
+	for name, c := range map[string]struct {
+		out      string
+		near     bool
+		external string
+		code     Code
+	}{
+		"by the gateway":           {"192.168.1.5", false, "203.0.113.7", CodeMapped},
+		"by a tunnel":              {"10.8.0.2", false, "203.0.113.7", CodeVPN},
+		"by an exit node":          {"100.101.102.103", false, "203.0.113.7", CodeVPN},
+		"by a proxy's tunnel":      {"198.18.0.1", false, "203.0.113.7", CodeVPN},
+		"by another network":       {"192.168.2.5", false, "203.0.113.7", CodeVPN},
+		"by Wi-Fi to the same":     {"192.168.1.6", true, "203.0.113.7", CodeMapped},
+		"nobody knows":             {"", false, "203.0.113.7", CodeMapped},
+		"it is of no use anyway":   {"10.8.0.2", false, "100.64.1.1", CodeCGNAT},
+		"the outside is ours, too": {"203.0.113.7", false, "203.0.113.7", CodeMapped},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGate(time.Hour)
+				g.external = netip.MustParseAddr(c.external)
+				out, _ := netip.ParseAddr(c.out)
+				m := NewManager(ManagerConfig{Mapper: leaving{g, out, c.near}, Internal: own})
+				defer m.Close()
+				synctest.Wait()
+				if d := m.Status().Diagnosis; d.Code != c.code {
+					t.Errorf("%+v", d)
+				}
+			})
+		})
+	}
+}
+
 // Without a default route everything is settled at once.
 func TestManagerNoNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

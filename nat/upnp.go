@@ -492,9 +492,6 @@ func (u *upnp) probeExternal(ctx context.Context, r Request) (netip.Addr, error)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	u.mu.Lock()
-	u.known = s
-	u.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.external, nil
@@ -508,6 +505,10 @@ func (u *upnp) forget() {
 }
 
 func (u *upnp) ownAddr(bound netip.Addr) netip.Addr { return u.host.ownAddr(bound) }
+
+func (u *upnp) leaves(dst netip.Addr) netip.Addr { return u.host.leaves(dst) }
+
+func (u *upnp) neighbours(a, b netip.Addr) bool { return u.host.neighbours(a, b) }
 
 func (u *upnp) fail(op string, gateway netip.Addr, err error) *Error {
 	return fill(u.Name(), op, gateway, NoGateway, 0, err)
