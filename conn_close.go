@@ -209,8 +209,7 @@ func (c *WebSocket) abort(by Initiator, cause error) {
 		c.lf.x.cancel()
 		return
 	}
-	c.conn.SetDeadline(past)
-	shutdown(c.conn)
+	sever(c.conn)
 }
 
 // closingLocked makes the socket CLOSING, wakes who must know, and reports
@@ -302,7 +301,7 @@ func (c *WebSocket) finish(v verdict) {
 	c.mu.Unlock()
 	c.wmu.Unlock()
 	c.awaitWriter()
-	socketOf(c.conn).Close() // TLS has said its goodbye above, or has none to say
+	transportOf(c.conn).Close() // TLS has said its goodbye above, or has none to say
 
 	c.core.release()
 	c.in.free()

@@ -81,6 +81,9 @@ func (c *WebSocket) lookGated() {
 		return
 	}
 	broken, ended := hungUp(c.conn)
+	if f := foreignOf(c.conn); f != nil && !broken && !ended {
+		broken, ended = f.hungUp()
+	}
 	if !broken && !ended {
 		return
 	}

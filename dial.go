@@ -291,11 +291,7 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 		to = proxyAddr(proxy)
 		what = "proxy " + to
 	}
-	dial := d.NetDial
-	if dial == nil {
-		dial = new(net.Dialer).DialContext
-	}
-	socket, err := dial(ctx, "tcp", to)
+	socket, err := d.transport(ctx, to)
 	if err != nil {
 		return failed("connecting to "+what, err)
 	}
@@ -304,32 +300,87 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 	conn, early, what, err := d.establish(ctx, socket, proxy, c, a)
 	if err == nil && !stop() { // socket's deadline may be past already
 		early.free()
+		transportOf(conn).Close()
 		err = context.Cause(ctx)
 	}
 	if err != nil {
 		socket.Close()
 		return failed(what, err)
 	}
+	conn = wrapTLS(conn)
+	if givenUp := c.opened(conn, early); givenUp != nil {
+		transportOf(conn).Close()
+		early.free()
+		return failed("given up", givenUp)
+	}
+	return nil
+}
+
+// opened makes c OPEN, unless it was closed while it was connecting: then it
+// returns why.
+func (c *WebSocket) opened(conn net.Conn, early *buffer) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.aborted.Load() { // closed while it was connecting
-		socket.Close()
-		early.free()
-		return failed("given up", c.seldom().cause)
+	if c.aborted.Load() {
+		return c.seldom().cause
 	}
 	c.wr.shut = false
-	conn = wrapTLS(conn)
 	beginTLS(conn, c.set.writeTimeout)
 	c.open(conn, true, early)
 	return nil
 }
 
+var errNoTransport = errors.New("NetDial returned neither a connection nor an error")
+
+// transport makes the connection to addr. A NetDial that does not heed ctx is
+// left behind; what it returns later is closed.
+func (d *Dialer) transport(ctx context.Context, addr string) (net.Conn, error) {
+	if d.NetDial == nil {
+		return new(net.Dialer).DialContext(ctx, "tcp", addr)
+	}
+	type made struct {
+		conn net.Conn
+		err  error
+	}
+	ch := make(chan made)
+	go func() {
+		conn, err := d.NetDial(ctx, "tcp", addr)
+		switch {
+		case err != nil:
+			conn = nil
+		case conn == nil:
+			err = errNoTransport
+		case !isSocket(conn):
+			conn.SetDeadline(time.Time{}) // the program's for its dialling, if it left one
+			conn = newForeign(conn)
+		}
+		select {
+		case ch <- made{conn, err}:
+		case <-ctx.Done():
+			if conn != nil {
+				conn.Close()
+			}
+		}
+	}()
+	select {
+	case m := <-ch:
+		return m.conn, m.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // establish takes a transport to the peer or its proxy through all handshakes.
 // It returns what the engine is to use, and what has come early; on failure,
-// with which step.
+// with which step, and everything is closed.
 func (d *Dialer) establish(ctx context.Context, conn net.Conn, proxy *url.URL, c *WebSocket, a *attempt) (_ net.Conn, early *buffer, step string, err error) {
+	defer func() {
+		if err != nil {
+			transportOf(conn).Close()
+		}
+	}()
 	if proxy != nil {
 		if conn, err = d.tunnel(ctx, conn, proxy, a.addr); err != nil {
 			return nil, nil, "proxy " + proxyAddr(proxy), err
@@ -354,7 +405,7 @@ func (d *Dialer) establish(ctx context.Context, conn net.Conn, proxy *url.URL, c
 }
 
 // startTLS does the TLS handshake with the holder of a name. The deadlines are
-// the caller's.
+// the caller's. With an error it returns what is to be closed.
 func (d *Dialer) startTLS(ctx context.Context, conn net.Conn, name string) (net.Conn, error) {
 	cfg := &tls.Config{}
 	if d.TLSConfig != nil {
@@ -363,7 +414,15 @@ func (d *Dialer) startTLS(ctx context.Context, conn net.Conn, name string) (net.
 	cfg.ServerName = name
 	cfg.NextProtos = []string{protoHTTP} // there is no Upgrade in HTTP/2
 	t := tls.Client(&steadyConn{Conn: conn}, cfg)
-	return t, t.HandshakeContext(ctx)
+	if err := t.HandshakeContext(ctx); err != nil {
+		return t, err
+	}
+	if cfg.Renegotiation != tls.RenegotiateNever && t.ConnectionState().Version < tls.VersionTLS13 {
+		// A handshake may begin in any Read, and a deadline in the middle of one
+		// would be the end of it.
+		return newForeign(t), nil
+	}
+	return t, nil
 }
 
 // handshake sends the request and checks the answer. It returns what came

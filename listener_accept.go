@@ -1,9 +1,11 @@
 package peerws
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"runtime"
 	"sync"
@@ -102,7 +104,8 @@ func (l *WebSocketListener) keyOf(a net.Addr) ipKey {
 // returns when the transport has a place.
 func (l *WebSocketListener) admit(conn net.Conn) {
 	var key ipKey
-	direct := isSocket(conn)
+	conn = adopt(conn)
+	direct := foreignOf(conn) == nil
 	if direct {
 		key = l.keyOf(conn.RemoteAddr())
 	}
@@ -115,17 +118,6 @@ func (l *WebSocketListener) admit(conn net.Conn) {
 		}
 	}
 	l.turnAway(conn, r)
-}
-
-// isSocket reports whether conn is the system's own: it knows its address, keeps
-// deadlines and closes at once. Any other may wait for the peer in each of its
-// methods: one that reads a PROXY protocol header does so in RemoteAddr.
-func isSocket(conn net.Conn) bool {
-	switch conn.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		return true
-	}
-	return false
 }
 
 // silenceGrace is how long an arrival may take to send its request while others
@@ -265,7 +257,7 @@ func (a *arrival) locate() *refusal {
 		return nil
 	}
 	l := a.l
-	key := l.keyOf(a.conn.RemoteAddr())
+	key := l.keyOf(foreignOf(a.conn).locate())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.crowdedLocked(key) {
@@ -323,10 +315,10 @@ func (a *arrival) cutLocked() {
 		return
 	}
 	a.cut, a.cutAt = true, time.Now()
-	if conn := a.conn; isSocket(conn) {
-		conn.SetDeadline(past)
+	if f := foreignOf(a.conn); f != nil {
+		f.cut() // it may be waited for in RemoteAddr
 	} else {
-		go conn.Close() // its deadlines may do nothing, and either may wait
+		a.conn.SetDeadline(past)
 	}
 }
 
@@ -336,16 +328,18 @@ func (a *arrival) cutLocked() {
 func (l *WebSocketListener) turnAway(conn net.Conn, r *refusal) {
 	l.countRefused()
 	if r == errClosing || !l.lingers.TryAcquire(1) { // Close drops, and does not wait
-		if isSocket(conn) {
+		if foreignOf(conn) == nil {
 			conn.Close()
 		} else {
 			l.work.Go(func() { conn.Close() })
 		}
 		return
 	}
-	l.log.Debug("connection turned away", "remote", conn.RemoteAddr(), "why", r.text)
 	l.work.Go(func() {
 		defer l.lingers.Release(1)
+		if l.log.Enabled(context.Background(), slog.LevelDebug) { // RemoteAddr may wait for the peer
+			l.log.Debug("connection turned away", "remote", conn.RemoteAddr(), "why", r.text)
+		}
 		linger(conn, r.response())
 	})
 }
@@ -356,10 +350,6 @@ const lingerTime = time.Second
 // linger sends an answer as the last thing and closes conn.
 func linger(conn net.Conn, answer []byte) {
 	conn.SetDeadline(time.Now().Add(lingerTime))
-	if !isSocket(conn) { // deadlines may do nothing
-		t := time.AfterFunc(lingerTime, func() { socketOf(conn).Close() })
-		defer t.Stop()
-	}
 	if _, err := conn.Write(answer); err == nil {
 		closeWrite(conn)
 		b := newBuffer(portableRead)

@@ -61,7 +61,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 	if err == nil && !h.wantsUpgrade() {
 		if l.heard(h.target) {
 			io.WriteString(conn, loopAnswer)
-			socketOf(conn).Close()
+			transportOf(conn).Close()
 			l.leave(a.key)
 			return nil
 		}
@@ -138,12 +138,12 @@ func (l *WebSocketListener) refuse(conn net.Conn, method string, err error) {
 	}
 	if !ok {
 		l.log.Debug("opening handshake failed", "remote", conn.RemoteAddr(), "err", err)
-		socketOf(conn).Close()
+		transportOf(conn).Close()
 		return
 	}
 	l.logRefusal(conn.RemoteAddr().String(), r.status, cause)
 	if r == errClosing { // Close drops, and does not wait
-		socketOf(conn).Close()
+		transportOf(conn).Close()
 		return
 	}
 	linger(conn, r.responseTo(method))

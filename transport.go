@@ -10,14 +10,19 @@ import (
 // closeWrite ends our direction of the transport, where it has one.
 func closeWrite(conn net.Conn) {
 	closeNotify(conn)
-	if h, ok := socketOf(conn).(interface{ CloseWrite() error }); ok {
+	if h, ok := transportOf(conn).(interface{ CloseWrite() error }); ok {
 		h.CloseWrite()
 	}
 }
 
-// shutdown ends both directions without giving the descriptor up. It does not
-// wait for anything.
-func shutdown(conn net.Conn) {
+// sever ends a transport at once, both directions: every Read and Write comes
+// back. It waits for nothing, and does not give the descriptor up.
+func sever(conn net.Conn) {
+	if f := foreignOf(conn); f != nil {
+		f.cut()
+		return
+	}
+	conn.SetDeadline(past)
 	conn = socketOf(conn)
 	if h, ok := conn.(interface{ CloseWrite() error }); ok {
 		h.CloseWrite()
@@ -51,12 +56,13 @@ func under(conn net.Conn) net.Conn {
 		return c.Conn
 	case *earlyConn:
 		return c.Conn
+	case *foreignConn:
+		return c.conn
 	}
 	return nil
 }
 
-// socketOf returns the transport without TLS. To end a connection at once is its
-// matter: tls.Conn would wait for a Write that is stuck, or to say goodbye.
+// socketOf returns what everything lies on.
 func socketOf(conn net.Conn) net.Conn {
 	for next := conn; next != nil; next = under(next) {
 		conn = next
@@ -64,12 +70,38 @@ func socketOf(conn net.Conn) net.Conn {
 	return conn
 }
 
+// transportOf returns the transport without TLS. To close it ends a connection at
+// once: tls.Conn would wait for a Write that is stuck, or to say goodbye.
+func transportOf(conn net.Conn) net.Conn {
+	if f := foreignOf(conn); f != nil {
+		return f
+	}
+	return socketOf(conn)
+}
+
+// foreignOf returns the uppermost foreignConn among a transport's layers, nil if
+// there is none.
+func foreignOf(conn net.Conn) *foreignConn {
+	for ; conn != nil; conn = under(conn) {
+		if f, ok := conn.(*foreignConn); ok {
+			return f
+		}
+	}
+	return nil
+}
+
 // closeNotify tells a TLS peer that nothing more comes (RFC 8446 §6.1), so that
 // it can tell the end from a cut. Nothing may be being written.
 func closeNotify(conn net.Conn) {
 	for ; conn != nil; conn = under(conn) {
-		if t, ok := conn.(*tls.Conn); ok {
-			t.CloseWrite()
+		switch c := conn.(type) {
+		case *tls.Conn:
+			c.CloseWrite()
+		case *foreignConn: // of somebody else's TLS nobody knows what it waits for
+			if under(c.conn) != nil {
+				c.while(func() { closeNotify(c.conn) })
+			}
+			return
 		}
 	}
 }
