@@ -120,6 +120,7 @@ func oddly(t *testing.T, f func(t *testing.T, o oddity, wrap func(net.Conn) net.
 		t.Run(o.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				free := make(chan struct{})
+				var mu sync.Mutex
 				var made []net.Conn
 				defer func() {
 					close(free)
@@ -130,6 +131,8 @@ func oddly(t *testing.T, f func(t *testing.T, o oddity, wrap func(net.Conn) net.
 				f(t, o, func(conn net.Conn) net.Conn {
 					c := &oddConn{Conn: conn}
 					o.make(c, free)
+					mu.Lock()
+					defer mu.Unlock()
 					made = append(made, conn)
 					return c
 				})
