@@ -31,7 +31,8 @@ type Dialer struct {
 
 	// TLSConfig is for wss and for an https proxy, which is held against its own
 	// name. nil: the system's trust, the URL's host name. HTTP/1.1 is all that is
-	// agreed on.
+	// agreed on. Renegotiation works if it is allowed; with TLS 1.2 that costs one
+	// more goroutine.
 	TLSConfig *tls.Config
 
 	// Proxy returns the proxy for a request, whose URL has the scheme http for
@@ -44,7 +45,11 @@ type Dialer struct {
 	Proxy func(*http.Request) (*url.URL, error)
 
 	// NetDial makes the transport, to the proxy if there is one. nil: a
-	// net.Dialer, which tries IPv6 and IPv4 at the same time (RFC 6555).
+	// net.Dialer, which tries IPv6 and IPv4 at the same time (RFC 6555). Of a
+	// transport that is not a TCP or Unix socket itself, such as a channel of SSH,
+	// only Read, Write and Close need work: its deadlines are not used, and what
+	// does not return in time, NetDial included, is left behind on a goroutine of
+	// its own. It has one more goroutine and 4 KiB than a socket.
 	NetDial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	HandshakeTimeout  time.Duration // name lookup, transport, proxy, TLS and handshake together; 0: 10 s

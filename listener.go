@@ -342,7 +342,7 @@ func (l *WebSocketListener) forget(c *WebSocket) {
 // Close stops listening: nothing is accepted any more, handshakes in flight are
 // dropped, sockets that wait for Accept are closed with 1001, the port is given
 // back to the gateway, for which that has 2 s at most. Sockets that were handed
-// over live on. It is idempotent and returns when all of this is done.
+// over live on. A listener given to Serve that does not end is left behind. It is idempotent and returns when all of this is done.
 func (l *WebSocketListener) Close() error {
 	if !l.setState(ListenerClosed) {
 		<-l.done

@@ -10,7 +10,7 @@ import (
 // connection began, and whether more are on their way to it. ok is false where
 // that is not known: conn is not TCP, or the kernel is older than Linux 4.1.
 func taken(conn net.Conn) (acked uint64, pending, ok bool) {
-	raw := rawConn(socketOf(conn))
+	raw := rawConn(kernelOf(conn))
 	if raw == nil {
 		return 0, false, false
 	}

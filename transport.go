@@ -3,6 +3,7 @@ package peerws
 import (
 	"crypto/tls"
 	"net"
+	"reflect"
 )
 
 // What a connection stands on: the layers of a net.Conn, and how each is ended.
@@ -16,7 +17,7 @@ func closeWrite(conn net.Conn) {
 }
 
 // sever ends a transport at once, both directions: every Read and Write comes
-// back. It waits for nothing, and does not give the descriptor up.
+// back. It waits for nothing. A socket keeps its descriptor: Close is still to come.
 func sever(conn net.Conn) {
 	if f := foreignOf(conn); f != nil {
 		f.cut()
@@ -68,6 +69,42 @@ func socketOf(conn net.Conn) net.Conn {
 		conn = next
 	}
 	return conn
+}
+
+// kernelOf returns the socket that conn lies on, for questions to the kernel only: a
+// transport of the program's often wraps one, and does not show it. It returns
+// something else if there is none to be found.
+func kernelOf(conn net.Conn) net.Conn {
+	const deepest = 16
+	for range deepest {
+		next := under(conn)
+		if h, ok := conn.(interface{ NetConn() net.Conn }); ok && next == nil {
+			next = h.NetConn()
+		} else if next == nil && !isSocket(conn) {
+			next = embedded(conn)
+		}
+		if next == nil {
+			break
+		}
+		conn = next
+	}
+	return conn
+}
+
+// embedded returns the connection that conn's type embeds, nil if it does not.
+func embedded(conn net.Conn) net.Conn {
+	v := reflect.Indirect(reflect.ValueOf(conn))
+	if v.Kind() != reflect.Struct {
+		return nil
+	}
+	for i := range v.NumField() {
+		if f := v.Type().Field(i); f.Anonymous && f.IsExported() {
+			if c, ok := v.Field(i).Interface().(net.Conn); ok {
+				return c
+			}
+		}
+	}
+	return nil
 }
 
 // transportOf returns the transport without TLS. To close it ends a connection at

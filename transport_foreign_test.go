@@ -532,30 +532,68 @@ func TestForeign_Wakes(t *testing.T) {
 
 // Messages of all sizes pass whole, in both directions at once.
 func TestForeign_Echo(t *testing.T) {
+	for _, url := range []string{"ws://localhost/", "wss://localhost/"} {
+		t.Run(url, func(t *testing.T) {
+			oddly(t, func(t *testing.T, o oddity, wrap func(net.Conn) net.Conn) {
+				if !o.mute {
+					foreignEcho(t, o, wrap, url)
+				}
+			})
+		})
+	}
+}
+
+func foreignEcho(t *testing.T, o oddity, wrap func(net.Conn) net.Conn, url string) {
+	l, ln := serveOddly(t, o, wrap, ListenConfig{OnConnection: echoing, TLSConfig: serverConfig()})
+	defer l.Close()
+	d := oddDialer(o, wrap, nil)
+	d.TLSConfig = clientConfig()
+	d.NetDial = func(context.Context, string, string) (net.Conn, error) { return wrap(ln.dial()), nil }
+	c, err := d.Dial(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{0, 1, 125, 126, 4 << 10, mostPiece, 70_000, 300_000} {
+		p := bytes.Repeat([]byte{byte(size)}, size)
+		go c.Write(t.Context(), Message{Binary, p})
+		m, err := c.Read(t.Context())
+		if err != nil || !bytes.Equal(m.Data, p) {
+			t.Fatalf("%d: %d bytes, %v", size, len(m.Data), err)
+		}
+	}
+	ev, err := c.CloseWait(t.Context(), StatusNormalClosure, "")
+	if err != nil || !ev.WasClean {
+		t.Errorf("%+v, %v", ev, err)
+	}
+}
+
+// net/http serves pages over any transport, and one that has served some can be
+// upgraded: it wakes its reader by a deadline.
+func TestForeign_HTTP(t *testing.T) {
 	oddly(t, func(t *testing.T, o oddity, wrap func(net.Conn) net.Conn) {
 		if o.mute {
 			return
 		}
-		l, ln := serveOddly(t, o, wrap, ListenConfig{OnConnection: echoing})
-		defer l.Close()
-		d := oddDialer(o, wrap, nil)
-		d.NetDial = func(context.Context, string, string) (net.Conn, error) { return wrap(ln.dial()), nil }
-		c, err := d.Dial(t.Context(), "ws://there/")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, size := range []int{0, 1, 125, 126, 4 << 10, mostPiece, 70_000, 300_000} {
-			p := bytes.Repeat([]byte{byte(size)}, size)
-			go c.Write(t.Context(), Message{Binary, p})
-			m, err := c.Read(t.Context())
-			if err != nil || !bytes.Equal(m.Data, p) {
-				t.Fatalf("%d: %d bytes, %v", size, len(m.Data), err)
+		l, ln := serveOddly(t, o, wrap, ListenConfig{OnConnection: echoing, HTTP: page})
+		k := knockOn(t, ln.dial())
+		for range 3 {
+			k.send("GET /page HTTP/1.1\r\nHost: there\r\n\r\n")
+			if r, body := k.answer("GET"); body != `GET there /page ""` {
+				t.Errorf("%s %q", r.Status, body)
 			}
 		}
-		ev, err := c.CloseWait(t.Context(), StatusNormalClosure, "")
-		if err != nil || !ev.WasClean {
-			t.Errorf("%+v, %v", ev, err)
-		}
+		k.send(upgrade)
+		k.wantOpen()
+		k.conn.Write([]byte(maskedHello))
+		k.wantBytes("echo", hello)
+		last := knockOn(t, ln.dial(), "GET /page HTTP/1.1\r\nHost: there\r\nConnection: close\r\n\r\n")
+		last.answer("GET")
+		time.Sleep(2 * foreignGrace)
+		ctx, cancel := context.WithTimeout(t.Context(), oddTime)
+		defer cancel()
+		within(t, closeGrace+2*foreignGrace, func() { l.Shutdown(ctx) })
+		time.Sleep(closeGrace)
+		wantNothingLeft(t, l)
 	})
 }
 
@@ -659,6 +697,78 @@ func TestForeign_Conn(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// An engine whose transport times out although nobody has asked for that ends, and
+// does not spin. It takes one such time-out: from a deadline that was left there.
+func TestForeign_TimeoutsOfItsOwn(t *testing.T) {
+	for _, times := range []int64{1, 2} {
+		synctest.Test(t, func(t *testing.T) {
+			a, b := memnet.Pipe(0)
+			defer b.Close()
+			left := times
+			rules := &rulesConn{Conn: a}
+			rules.read = func(p []byte) (int, error) {
+				if left--; left >= 0 {
+					return 0, os.ErrDeadlineExceeded
+				}
+				return a.Read(p)
+			}
+			rules.broken.Store(true)
+			c := newOpenWebSocket(testSettings(), rules, false, nil)
+			got := make(chan string, 1)
+			c.OnMessage(func(_ *WebSocket, m Message) { got <- string(m.Data) })
+			c.begin()
+			if times > 1 {
+				if ev := waitEnd(t, c); !errors.Is(ev.Err, os.ErrDeadlineExceeded) || ev.Initiator != InitiatorNetwork {
+					t.Errorf("%+v", ev)
+				}
+				return
+			}
+			io.WriteString(b, maskedHello)
+			if s := <-got; s != "Hello" {
+				t.Errorf("%q", s)
+			}
+			c.Abort()
+			waitEnd(t, c)
+		})
+	}
+}
+
+type embedsInterface struct{ net.Conn }
+
+type embedsSocket struct{ *net.TCPConn }
+
+type hasNetConn struct {
+	embedsInterface
+	inner net.Conn
+}
+
+func (c hasNetConn) NetConn() net.Conn { return c.inner }
+
+// The kernel can be asked about a socket inside transports that wrap it.
+func TestKernelOf(t *testing.T) {
+	a, b := tcpPair(t)
+	defer a.Close()
+	defer b.Close()
+	pipe, other := net.Pipe()
+	defer other.Close()
+	defer pipe.Close()
+	loop := &embedsInterface{}
+	loop.Conn = loop
+	for _, c := range []struct{ conn, want net.Conn }{
+		{a, a},
+		{newForeign(&embedsInterface{a}), a},
+		{newForeign(embedsInterface{&embedsSocket{a.(*net.TCPConn)}}), a},
+		{&earlyConn{Conn: &steadyConn{Conn: newForeign(hasNetConn{inner: embedsInterface{a}})}}, a},
+		{newForeign(pipe), pipe},
+		{newForeign(&embedsInterface{}), nil},
+		{loop, loop},
+	} {
+		if got := kernelOf(c.conn); got != c.want && c.want != nil {
+			t.Errorf("%T: %T, want %T", c.conn, got, c.want)
+		}
+	}
 }
 
 // A rulesConn breaks rules once broken is set.
