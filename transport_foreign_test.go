@@ -308,6 +308,39 @@ func TestForeign_OpenEnds(t *testing.T) {
 	}
 }
 
+// A program that reads no more, behind whose back the peer goes away: more has come
+// than is ever read ahead, so that only writing can tell.
+func TestForeign_GoneUnseen(t *testing.T) {
+	oddly(t, func(t *testing.T, o oddity, wrap func(net.Conn) net.Conn) {
+		gone := make(chan net.Conn, 1)
+		d := oddDialer(o, wrap, func(conn net.Conn) {
+			answering(conn)
+			go io.Copy(io.Discard, conn)
+			go func() {
+				for range 20 {
+					conn.Write(serverMessage(make([]byte, 20<<10)))
+				}
+			}()
+			gone <- conn
+		})
+		c, err := d.Dial(t.Context(), "ws://there/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := c.Read(t.Context()); err != nil || len(m.Data) != 20<<10 {
+			t.Fatal(len(m.Data), err)
+		}
+		peer := <-gone
+		time.Sleep(10 * oddTime)
+		if c.ReadyState() != Open {
+			ev, _ := c.Wait(t.Context())
+			t.Errorf("ended while the peer was there: %+v", ev)
+		}
+		peer.Close()
+		within(t, 4*oddTime+2*foreignGrace, func() { <-c.Done() })
+	})
+}
+
 // An oddListener makes the transports that ln accepts odd.
 type oddListener struct {
 	net.Listener
