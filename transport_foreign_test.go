@@ -804,6 +804,30 @@ func TestKernelOf(t *testing.T) {
 	}
 }
 
+// deadTCP is a transport of which nothing works but Read, Write, Close and the
+// addresses, and in which the kernel's socket is not to be found.
+type deadTCP struct{ net.Conn }
+
+func (deadTCP) SetDeadline(time.Time) error      { return nil }
+func (deadTCP) SetReadDeadline(time.Time) error  { return nil }
+func (deadTCP) SetWriteDeadline(time.Time) error { return nil }
+func (deadTCP) NetConn() net.Conn                { return nil }
+
+// listenDead is listen for transports that are deadTCP.
+func listenDead(t testing.TB, c ListenConfig, protocols ...string) *WebSocketListener {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := c.Serve(oddListener{ln, func(c net.Conn) net.Conn { return deadTCP{c} }}, protocols...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
 // A rulesConn breaks rules once broken is set.
 type rulesConn struct {
 	net.Conn
