@@ -342,7 +342,8 @@ func (c *WebSocket) LocalAddr() net.Addr {
 	return c.conn.LocalAddr()
 }
 
-// RemoteAddr returns the peer's end of the transport, nil before OPEN.
+// RemoteAddr returns the peer's end of the transport, nil before OPEN. A transport
+// that the program has made may not know it: then its Network is "unknown".
 func (c *WebSocket) RemoteAddr() net.Addr {
 	if c.ReadyState() == Connecting || c.conn == nil {
 		return nil

@@ -279,11 +279,11 @@ func (c *WebSocket) finish(v verdict) {
 		// The listening side ends the transport first (§7.1.1), and so does
 		// whoever has failed the connection. Closing with unread bytes would
 		// reset it, and our Close frame could be lost with that: so we wait for
-		// the peer's end, unless it has answered.
+		// the peer's end, unless it has answered, or would wait for ours.
 		switch {
 		case c.aborted.Load():
 		case listening || !received:
-			closeWrite(c.conn)
+			answered = !closeWrite(c.conn) && received || answered
 		default:
 			closeNotify(c.conn)
 		}

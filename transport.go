@@ -2,18 +2,21 @@ package peerws
 
 import (
 	"crypto/tls"
+	"errors"
 	"net"
 	"reflect"
 )
 
 // What a connection stands on: the layers of a net.Conn, and how each is ended.
 
-// closeWrite ends our direction of the transport, where it has one.
-func closeWrite(conn net.Conn) {
+// closeWrite ends our direction of the transport, and reports whether it has one
+// that the peer can see the end of.
+func closeWrite(conn net.Conn) bool {
 	closeNotify(conn)
-	if h, ok := transportOf(conn).(interface{ CloseWrite() error }); ok {
-		h.CloseWrite()
+	if h, ok := transportOf(conn).(interface{ CloseWrite() error }); ok && h.CloseWrite() != errors.ErrUnsupported {
+		return true
 	}
+	return isTLS(conn)
 }
 
 // sever ends a transport at once, both directions: every Read and Write comes

@@ -621,7 +621,21 @@ func TestForeign_HTTP(t *testing.T) {
 		k.wantBytes("echo", hello)
 		last := knockOn(t, ln.dial(), "GET /page HTTP/1.1\r\nHost: there\r\nConnection: close\r\n\r\n")
 		last.answer("GET")
-		time.Sleep(2 * foreignGrace)
+		idle := knockOn(t, ln.dial(), "GET /page HTTP/1.1\r\nHost: there\r\n\r\n")
+		idle.answer("GET")
+		places := func() int {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return l.reserved
+		}
+		time.Sleep(httpIdle / 2)
+		if n := places(); n != 1 { // the WebSocket was given up: its peer answers no ping
+			t.Errorf("%d places taken, want that of the idle one", n)
+		}
+		time.Sleep(httpIdle/2 + 2*foreignGrace)
+		if n := places(); n != 0 {
+			t.Errorf("%d places taken after httpIdle", n)
+		}
 		ctx, cancel := context.WithTimeout(t.Context(), oddTime)
 		defer cancel()
 		within(t, closeGrace+2*foreignGrace, func() { l.Shutdown(ctx) })
@@ -813,6 +827,29 @@ func (deadTCP) SetReadDeadline(time.Time) error  { return nil }
 func (deadTCP) SetWriteDeadline(time.Time) error { return nil }
 func (deadTCP) NetConn() net.Conn                { return nil }
 
+// halfTCP is one that can be ended in one direction.
+type halfTCP struct{ deadTCP }
+
+func (c halfTCP) CloseWrite() error { return c.Conn.(*net.TCPConn).CloseWrite() }
+
+// foreignTransports are for the engine's tests, too.
+var foreignTransports = []transport{
+	{"not a socket", func(t testing.TB) (net.Conn, net.Conn, bool) {
+		a, b := tcpPair(t)
+		return newForeign(halfTCP{deadTCP{a}}), b, false
+	}},
+	{"TLS over what is not a socket", func(t testing.TB) (net.Conn, net.Conn, bool) {
+		a, b := tcpPair(t)
+		server, client := tlsOver(t, &steadyConn{Conn: newForeign(halfTCP{deadTCP{a}})}, b)
+		return steady(server, defaultWriteTimeout), client, false
+	}},
+	{"somebody else's TLS over what is not a socket", func(t testing.TB) (net.Conn, net.Conn, bool) {
+		a, b := tcpPair(t)
+		server, client := tlsOver(t, halfTCP{deadTCP{a}}, b)
+		return newForeign(server), client, false
+	}},
+}
+
 // listenDead is listen for transports that are deadTCP.
 func listenDead(t testing.TB, c ListenConfig, protocols ...string) *WebSocketListener {
 	t.Helper()
@@ -826,6 +863,35 @@ func listenDead(t testing.TB, c ListenConfig, protocols ...string) *WebSocketLis
 	}
 	t.Cleanup(func() { l.Close() })
 	return l
+}
+
+// Over a transport without half-close a closing handshake ends the connection, too:
+// nobody waits for an end that cannot come.
+func TestForeign_NoHalfClose(t *testing.T) {
+	for _, first := range []string{"ours", "the peer's"} {
+		synctest.Test(t, func(t *testing.T) {
+			a, b := net.Pipe()
+			c := newOpenWebSocket(testSettings(), newForeign(a), false, nil)
+			c.OnMessage(nil)
+			c.begin()
+			within(t, 0, func() {
+				p := peer{t, b}
+				if first == "ours" {
+					c.CloseWith(StatusNormalClosure, "")
+					p.want("Close", close1000)
+					p.send(maskedClose)
+				} else {
+					p.send(maskedClose)
+					p.want("Close", close1000)
+				}
+				p.wantEOF()
+				if ev := waitEnd(t, c); !ev.WasClean {
+					t.Errorf("%s: %+v", first, ev)
+				}
+			})
+			b.Close()
+		})
+	}
 }
 
 // A rulesConn breaks rules once broken is set.
