@@ -99,10 +99,10 @@ func (c *WebSocket) lookGated() {
 	}
 }
 
-// unseen reports whether the reader waits for the program, and the transport does
-// not tell by itself that it has ended: hungUp.
+// unseen reports whether the reader waits for the program, and nothing would tell
+// that the transport has ended.
 func (c *WebSocket) unseen() bool {
-	if foreignOf(c.conn) == nil {
+	if f := foreignOf(c.conn); f == nil || !f.full() {
 		return false
 	}
 	c.mu.Lock()

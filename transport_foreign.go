@@ -353,6 +353,13 @@ func (f *foreignConn) hungUp() (broken, ended bool) {
 	return f.readErr != nil && f.readErr != io.EOF, f.readErr == io.EOF
 }
 
+// full reports whether the pump waits for Read, and so would not see an end.
+func (f *foreignConn) full() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.in != nil
+}
+
 func (f *foreignConn) SetDeadline(t time.Time) error {
 	f.rd.set(t)
 	f.wr.set(t)
