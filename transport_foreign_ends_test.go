@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -674,5 +675,77 @@ func TestForeign_SlowPeerLives(t *testing.T) {
 		}
 		c.Abort()
 		<-c.Done()
+	})
+}
+
+// A handler mounted in a server whose listener wraps another gets such transports,
+// without half-close, too.
+func TestForeign_Handler(t *testing.T) {
+	l, h, err := ListenConfig{OnConnection: echoing}.Handler()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secure := range []bool{false, true} {
+		srv := http.Server{Handler: h, ReadTimeout: 10 * time.Second} // leaves a deadline
+		wrapped := net.Listener(oddListener{ln, func(c net.Conn) net.Conn { return embedsInterface{c} }})
+		url := "ws://" + ln.Addr().String() + "/"
+		if secure {
+			if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+				t.Fatal(err)
+			}
+			wrapped = tls.NewListener(oddListener{ln, func(c net.Conn) net.Conn { return embedsInterface{c} }}, serverConfig())
+			url = "wss://" + ln.Addr().String() + "/"
+		}
+		go srv.Serve(wrapped)
+		c, err := trusting().Dial(t.Context(), url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			c.SendText("hello")
+			wantRead(t, c, Text, "hello")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), defaultCloseTimeout/2)
+		if ev, err := c.CloseWait(ctx, StatusNormalClosure, ""); err != nil || !ev.WasClean {
+			t.Errorf("secure %v: %+v, %v", secure, ev, err)
+		}
+		cancel()
+		srv.Close()
+	}
+}
+
+// A WebSocket goes through another one: NetConn is a transport as any.
+func TestForeign_Nested(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		outer, inner := Pipe(ListenConfig{}, Dialer{})
+		ln := &pipeListener{ch: make(chan net.Conn, 1), gone: make(chan struct{})}
+		l, err := ListenConfig{OnConnection: echoing}.Serve(ln)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln.ch <- outer.NetConn(Binary)
+		d := Dialer{NetDial: func(context.Context, string, string) (net.Conn, error) { return inner.NetConn(Binary), nil }}
+		c, err := d.Dial(t.Context(), "ws://there/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := bytes.Repeat([]byte("peerws"), 50_000)
+		if err := c.Write(t.Context(), Message{Binary, p}); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := c.Read(t.Context()); err != nil || !bytes.Equal(m.Data, p) {
+			t.Fatal(len(m.Data), err)
+		}
+		if ev, err := c.CloseWait(t.Context(), StatusNormalClosure, ""); err != nil || !ev.WasClean {
+			t.Errorf("%+v, %v", ev, err)
+		}
+		l.Shutdown(t.Context())
+		<-outer.Done()
+		<-inner.Done()
 	})
 }
