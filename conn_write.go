@@ -330,7 +330,7 @@ func (c *WebSocket) writeLoop() {
 	op.many, op.park = true, true
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if b := w.moreLocked(); c.raw != nil && !b.short {
+	if b := w.moreLocked(); !b.short && (c.raw != nil || foreignOf(c.conn) != nil) {
 		b.short = true
 		keepQueueShort(c.conn)
 	}

@@ -30,7 +30,7 @@ const notSentLowat = 128 << 10
 
 // keepQueueShort has the kernel's queue of conn follow notSentLowat.
 func keepQueueShort(conn net.Conn) {
-	if raw := rawConn(conn); raw != nil {
+	if raw := rawConn(kernelOf(conn)); raw != nil {
 		raw.Control(func(fd uintptr) {
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLowat) // not TCP: nothing to do
 		})

@@ -187,14 +187,23 @@ var foreignTransports = []transport{
 	}},
 }
 
-// listenDead is listen for transports that are deadTCP.
+// listenDead is listen for transports that are deadTCP, listenWrapped for such as a
+// listener makes that only counts.
 func listenDead(t testing.TB, c ListenConfig, protocols ...string) *WebSocketListener {
+	return listenAs(t, c, protocols, func(c net.Conn) net.Conn { return deadTCP{c} })
+}
+
+func listenWrapped(t testing.TB, c ListenConfig, protocols ...string) *WebSocketListener {
+	return listenAs(t, c, protocols, func(c net.Conn) net.Conn { return embedsInterface{c} })
+}
+
+func listenAs(t testing.TB, c ListenConfig, protocols []string, wrap func(net.Conn) net.Conn) *WebSocketListener {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := c.Serve(oddListener{ln, func(c net.Conn) net.Conn { return deadTCP{c} }}, protocols...)
+	l, err := c.Serve(oddListener{ln, wrap}, protocols...)
 	if err != nil {
 		t.Fatal(err)
 	}
