@@ -142,6 +142,8 @@ type rare struct {
 	clock     *clock             // of a dialled socket
 	cancel    context.CancelFunc // of a dial that is going on
 	readUntil time.Time          // the reader's own deadline: writing has failed
+	woken     bool               // by wakeLocked
+	odd       bool               // a time-out that was none of ours has been seen
 	// What the peer had acknowledged when it was looked at last, 0: not looked.
 	pingAcked, closeAcked uint64
 	returned              chan struct{} // closed when OnConnection has returned, while entry is entryHeld
@@ -225,7 +227,7 @@ func (c *WebSocket) offer(f func(*WebSocket)) {
 		}
 		c.openGateLocked()
 		if x.tasks != nil && !c.aborted.Load() {
-			c.conn.SetReadDeadline(past)
+			c.wakeLocked(past)
 		}
 	}
 	c.mu.Unlock()
@@ -341,7 +343,8 @@ func (c *WebSocket) LocalAddr() net.Addr {
 	return c.conn.LocalAddr()
 }
 
-// RemoteAddr returns the peer's end of the transport, nil before OPEN.
+// RemoteAddr returns the peer's end of the transport, nil before OPEN. A transport
+// that the program has made may not know it: then its Network is "unknown".
 func (c *WebSocket) RemoteAddr() net.Addr {
 	if c.ReadyState() == Connecting || c.conn == nil {
 		return nil

@@ -110,9 +110,16 @@ func (c *WebSocket) postLocked(f func()) {
 	case c.lf.running:
 		c.openGateLocked()
 		if !c.aborted.Load() {
-			c.conn.SetReadDeadline(past)
+			c.wakeLocked(past)
 		}
 	}
+}
+
+// wakeLocked has the reader come out of its Read at t, past for now, and look
+// around: readFailed. mu is held.
+func (c *WebSocket) wakeLocked(t time.Time) {
+	c.rareLocked().woken = true
+	c.conn.SetReadDeadline(t)
 }
 
 // past is a deadline that has expired whenever it is looked at.

@@ -81,6 +81,9 @@ func (c *WebSocket) lookGated() {
 		return
 	}
 	broken, ended := hungUp(c.conn)
+	if f := foreignOf(c.conn); f != nil && !broken && !ended {
+		broken, ended = f.hungUp()
+	}
 	if !broken && !ended {
 		return
 	}
@@ -96,11 +99,27 @@ func (c *WebSocket) lookGated() {
 	}
 }
 
+// unseen reports whether the reader waits for the program, and nothing would tell
+// that the transport has ended.
+func (c *WebSocket) unseen() bool {
+	if f := foreignOf(c.conn); f == nil || !f.full() {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lf.gated && !c.lf.resume
+}
+
 func (c *WebSocket) lookOpen(now uint32) {
 	p := &c.pulse
 	phase := c.phase.Load()
 	quiet := now - p.since
 	switch {
+	case phase == p.phase && phase&1 == 0 && p.wait != 0 && c.unseen():
+		if quiet >= p.wait&^pinged { // only writing can tell whether the peer is there
+			p.since = now
+			c.pingIfIdle()
+		}
 	case phase != p.phase || phase&1 == 0 || p.wait == 0: // life, or our own doing
 		if p.wait == 0 {
 			// 7/8 to 9/8, so that the sockets of a listener do not all ping at once.

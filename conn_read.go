@@ -233,6 +233,15 @@ func (c *WebSocket) fill() verdict {
 // portableFill is one read of a connection that is no plain socket.
 func (c *WebSocket) portableFill() (n int, err error) {
 	nap := napOf(c.conn)
+	if f, ok := c.conn.(*foreignConn); ok {
+		c.settle()
+		c.beat()
+		err = f.await()
+		c.beat()
+		if err != nil {
+			return 0, err
+		}
+	}
 	for {
 		dst := c.room()
 		if nap == nil {
@@ -333,24 +342,40 @@ func (c *WebSocket) readFailed(err error) verdict {
 		return vEnded
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		c.mu.Lock()
-		x := c.seldom()
-		dead := x.overdue()
-		if !c.aborted.Load() && !dead {
-			c.conn.SetReadDeadline(x.readUntil)
+		if v, ours := c.wokenUp(); ours {
+			return v
 		}
-		c.mu.Unlock()
-		if dead {
-			return vEnded
-		}
-		c.runTasks()
-		return vMore
 	}
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF // it came without a Close frame
 	}
 	c.because(InitiatorNetwork, err)
 	return vEnded
+}
+
+// wokenUp looks at what the reader was woken for. A time-out that nobody here has
+// asked for may be from a deadline that the program left on its transport; the
+// second one is the transport's end, for it would come again and again.
+func (c *WebSocket) wokenUp() (v verdict, ours bool) {
+	c.mu.Lock()
+	x := c.rareLocked()
+	dead := x.overdue()
+	ours = x.woken || dead || !x.odd
+	if !x.woken {
+		x.odd = true
+	}
+	x.woken = !x.readUntil.IsZero()
+	if !c.aborted.Load() && !dead {
+		c.conn.SetReadDeadline(x.readUntil)
+	}
+	c.mu.Unlock()
+	switch {
+	case dead:
+		return vEnded, true
+	case ours:
+		c.runTasks()
+	}
+	return vMore, ours
 }
 
 // drain throws away what the peer still sends, until it ends its side or the

@@ -362,17 +362,14 @@ func (l *WebSocketListener) dismiss(c *WebSocket) {
 // Close stops listening: nothing is accepted any more, handshakes in flight are
 // dropped, sockets that wait for Accept are closed with 1001, the port is given
 // back to the gateway, for which that has 2 s at most. Sockets that were handed
-// over live on. It is idempotent and returns when all of this is done.
+// over live on. A listener given to Serve that does not end is left behind. It is idempotent and returns when all of this is done.
 func (l *WebSocketListener) Close() error {
 	if !l.setState(ListenerClosed) {
 		<-l.done
 		return nil
 	}
 	close(l.closing)
-	var err error
-	if l.ln != nil {
-		err = l.ln.Close()
-	}
+	stopped := l.stopAccepting()
 	l.mu.Lock()
 	for _, a := range l.pending {
 		a.cutLocked()
@@ -392,7 +389,7 @@ func (l *WebSocketListener) Close() error {
 		})
 	}
 	wg.Go(l.stopMapping)
-	<-l.accepting
+	err := l.awaitStopped(stopped)
 	wg.Go(l.awaitHandshakes)
 	wg.Wait()
 	close(l.done)
@@ -402,8 +399,48 @@ func (l *WebSocketListener) Close() error {
 	return err
 }
 
-// closeGrace is how long Close lets web requests and an Authorize that is
-// running finish.
+// stopAccepting closes the transport listener. The channel gets the error when the
+// accept loop is gone, too.
+func (l *WebSocketListener) stopAccepting() <-chan error {
+	stopped := make(chan error, 1)
+	var err error
+	switch ln := l.ln.(type) {
+	case nil:
+	case *net.TCPListener, *net.UnixListener:
+		err = ln.Close() // at once, so that nobody comes in any more
+	default:
+		go func() {
+			err := ln.Close()
+			<-l.accepting
+			stopped <- err
+		}()
+		return stopped
+	}
+	go func() {
+		<-l.accepting
+		stopped <- err
+	}()
+	return stopped
+}
+
+var errListenerStuck = errors.New("peerws: close: the transport listener does not end")
+
+// awaitStopped waits for stopAccepting, but not for ever: the transport listener
+// may be the program's.
+func (l *WebSocketListener) awaitStopped(stopped <-chan error) error {
+	t := time.NewTimer(closeGrace)
+	defer t.Stop()
+	select {
+	case err := <-stopped:
+		return err
+	case <-t.C:
+		l.log.Warn("transport listener does not end")
+		return errListenerStuck
+	}
+}
+
+// closeGrace is how long Close lets a transport listener of the program's, web
+// requests and an Authorize that is running finish.
 const closeGrace = 2 * time.Second
 
 // awaitHandshakes waits for the goroutines that admit has started.

@@ -102,7 +102,8 @@ func (l *WebSocketListener) keyOf(a net.Addr) ipKey {
 // returns when the transport has a place.
 func (l *WebSocketListener) admit(conn net.Conn) {
 	var key ipKey
-	direct := isSocket(conn)
+	conn = adopt(conn)
+	direct := foreignOf(conn) == nil
 	if direct {
 		key = l.keyOf(conn.RemoteAddr())
 	}
@@ -115,17 +116,6 @@ func (l *WebSocketListener) admit(conn net.Conn) {
 		}
 	}
 	l.turnAway(conn, r)
-}
-
-// isSocket reports whether conn is the system's own: it knows its address, keeps
-// deadlines and closes at once. Any other may wait for the peer in each of its
-// methods: one that reads a PROXY protocol header does so in RemoteAddr.
-func isSocket(conn net.Conn) bool {
-	switch conn.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		return true
-	}
-	return false
 }
 
 // silenceGrace is how long an arrival may take to send its request while others
@@ -271,7 +261,7 @@ func (a *arrival) locate() *refusal {
 		return nil
 	}
 	l := a.l
-	key := l.keyOf(a.conn.RemoteAddr())
+	key := l.keyOf(foreignOf(a.conn).locate())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.crowdedLocked(key) {
@@ -342,10 +332,10 @@ func (a *arrival) cutLocked() {
 		return
 	}
 	a.cut, a.cutAt = true, time.Now()
-	if conn := a.conn; isSocket(conn) {
-		conn.SetDeadline(past)
+	if f := foreignOf(a.conn); f != nil {
+		f.cut() // it may be waited for in RemoteAddr
 	} else {
-		go conn.Close() // its deadlines may do nothing, and either may wait
+		a.conn.SetDeadline(past)
 	}
 }
 
@@ -355,16 +345,16 @@ func (a *arrival) cutLocked() {
 func (l *WebSocketListener) turnAway(conn net.Conn, r *refusal) {
 	l.countRefused()
 	if r == errClosing || !l.lingers.TryAcquire(1) { // Close drops, and does not wait
-		if isSocket(conn) {
+		if foreignOf(conn) == nil {
 			conn.Close()
 		} else {
 			l.work.Go(func() { conn.Close() })
 		}
 		return
 	}
-	l.logRefusal(conn.RemoteAddr(), r.status, r) // which does not block: it was asked before
 	l.work.Go(func() {
 		defer l.lingers.Release(1)
+		l.logRefusal(conn.RemoteAddr(), r.status, r)
 		linger(conn, r.response(), func() {})
 	})
 }
@@ -376,10 +366,6 @@ const lingerTime = time.Second
 // peer has read it.
 func linger(conn net.Conn, answer []byte, sent func()) {
 	conn.SetDeadline(time.Now().Add(lingerTime))
-	if !isSocket(conn) { // deadlines may do nothing
-		t := time.AfterFunc(lingerTime, func() { socketOf(conn).Close() })
-		defer t.Stop()
-	}
 	if _, err := conn.Write(answer); err == nil {
 		closeWrite(conn)
 		sent()

@@ -3,7 +3,6 @@ package peerws
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -58,14 +57,14 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		if r := h.parseRequest(b.b[:size]); r != nil {
 			err = r
 		}
-		if t, ok := conn.(*tls.Conn); ok {
+		if t := tlsOf(conn); t != nil {
 			h.secure, h.ours = true, t.ConnectionState().ServerName
 		}
 	}
 	if err == nil && !h.wantsUpgrade() {
 		if l.heard(h.target) {
 			io.WriteString(conn, loopAnswer)
-			socketOf(conn).Close()
+			transportOf(conn).Close()
 			l.leave(a.key)
 			return nil
 		}
@@ -153,12 +152,12 @@ func (l *WebSocketListener) refuse(a *arrival, conn net.Conn, method string, err
 	}
 	if !ok {
 		l.log.Debug("opening handshake failed", "remote", conn.RemoteAddr(), "err", err)
-		socketOf(conn).Close()
+		transportOf(conn).Close()
 		return
 	}
 	l.logRefusal(conn.RemoteAddr(), r.status, cause)
 	if r == errClosing { // Close drops, and does not wait
-		socketOf(conn).Close()
+		transportOf(conn).Close()
 		return
 	}
 	linger(conn, r.responseTo(method, outer), a.lingers)

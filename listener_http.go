@@ -106,7 +106,12 @@ type webTLSConn struct {
 func (c *webTLSConn) ConnectionState() tls.ConnectionState { return c.state }
 
 func (c *webConn) Close() error {
-	err := c.Conn.Close()
+	var err error
+	if foreignOf(c.Conn) == nil {
+		err = c.Conn.Close()
+	} else {
+		go c.Conn.Close() // it may wait, and net/http has a lock
+	}
 	c.once.Do(func() {
 		c.owner.leave(c.key)
 		c.owner.unreserve()
@@ -165,6 +170,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		early.b = append(early.b, c.early...)
 	}
 	conn.SetDeadline(time.Time{}) // the server's
+	conn = adopt(conn)
 	a, refused := l.enter(conn, key, false)
 	if refused != nil {
 		early.free()

@@ -83,16 +83,27 @@ func (l *WebSocketListener) sniff(conn net.Conn, b *buffer) (net.Conn, error) {
 	return t, nil
 }
 
-// isTLS reports whether conn is TLS.
-// tlsState returns what was agreed on with the peer, nil without TLS.
-func tlsState(conn net.Conn) *tls.ConnectionState {
+// tlsOf returns a transport's uppermost layer of TLS, nil without one.
+func tlsOf(conn net.Conn) *tls.Conn {
 	for ; conn != nil; conn = under(conn) {
 		if t, ok := conn.(*tls.Conn); ok {
-			s := t.ConnectionState()
-			return &s
+			return t
 		}
 	}
 	return nil
+}
+
+// isTLS reports whether conn is TLS.
+func isTLS(conn net.Conn) bool { return tlsOf(conn) != nil }
+
+// tlsState returns what was agreed on with the peer, nil without TLS.
+func tlsState(conn net.Conn) *tls.ConnectionState {
+	t := tlsOf(conn)
+	if t == nil {
+		return nil
+	}
+	s := t.ConnectionState()
+	return &s
 }
 
 // A steadyConn makes a write's time-out mean that the peer took nothing for so
