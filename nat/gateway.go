@@ -46,10 +46,6 @@ type host struct {
 	loopback bool
 }
 
-func systemHost() host {
-	return host{routes: defaultRoutes, source: sourceFor, prefixes: localPrefixes}
-}
-
 // maxGateways bounds how many gateways are asked at once.
 const maxGateways = 4
 

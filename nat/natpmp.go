@@ -12,7 +12,7 @@ import (
 // NATPMP is the Mapper for NAT-PMP (RFC 6886), spoken by Apple's and many
 // open routers: UDP port 5351 of the gateway. Its default lifetime is 7200 s
 // (RFC 6886 §3.3).
-func NATPMP() Mapper { return newNATPMP(systemHost()) }
+func NATPMP() Mapper { return Options{}.NATPMP() }
 
 func newNATPMP(h host) *natPMP {
 	ms := time.Millisecond

@@ -13,7 +13,7 @@ import (
 // PCP is the Mapper for the Port Control Protocol (RFC 6887), the successor
 // of NAT-PMP on the same UDP port 5351 of the gateway. Its default lifetime is
 // 7200 s.
-func PCP() Mapper { return newDual(newPCP(systemHost()), systemHost6(), newPCP(systemHost6())) }
+func PCP() Mapper { return Options{}.PCP() }
 
 func newPCP(h host) *pcp {
 	ms := time.Millisecond

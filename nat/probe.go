@@ -52,8 +52,7 @@ func Probe(ctx context.Context) (Report, error) { return ProbePort(ctx, 0) }
 // ProbePort is Probe, and also asks who has this TCP port already, which only
 // UPnP can tell. Of a long table no more than the first lines are read.
 func ProbePort(ctx context.Context, port uint16) (Report, error) {
-	h, h6 := systemHost(), systemHost6()
-	return survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), newPCP(h6), newPinhole(newUPnP(h6, systemSearcher6())), localAddrs, port}.run(ctx)
+	return Options{}.Probe(ctx, port)
 }
 
 // A survey is what a Probe asks.

@@ -15,10 +15,7 @@ import (
 // UPnP is the Mapper for UPnP Internet Gateway Devices, version 1 and 2: the
 // default gateway, never another device that answers. Its default lifetime is
 // 3600 s; what a gateway grants without end is asserted again all the same.
-func UPnP() Mapper {
-	h6 := systemHost6()
-	return newDual(newUPnP(systemHost(), systemSearcher()), h6, newPinhole(newUPnP(h6, systemSearcher6())))
-}
+func UPnP() Mapper { return Options{}.UPnP() }
 
 func newUPnP(h host, s searcher) *upnp {
 	return &upnp{host: h, searcher: s, patience: time.Second, grace: 200 * time.Millisecond, limit: 4500 * time.Millisecond, settle: 250 * time.Millisecond}

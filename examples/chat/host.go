@@ -20,17 +20,15 @@ const (
 
 // host opens a room on a port of this machine, which others call by names too, and
 // stays in it until ctx ends.
-func host(ctx context.Context, port int, useNAT bool, names []string, name string, in input, t *terminal) error {
+func host(ctx context.Context, port int, m nat.Mapper, names []string, name string, in input, t *terminal) error {
 	r := newRoom()
 	names = append(hostNames(), names...)
 	cfg := peerws.ListenConfig{
 		HTTP:           page(names, strangers(t)),
 		AllowedHosts:   names,
+		NAT:            m,
 		MaxMessageSize: maxMessage,
 		OnConnection:   func(ws *peerws.WebSocket) { admit(r, ws) },
-	}
-	if useNAT {
-		cfg.NAT = nat.Any()
 	}
 	l, err := cfg.Listen(ctx, port, subprotocol)
 	if err != nil {

@@ -1,6 +1,6 @@
 // Chat is a room that lives on one peer's machine.
 //
-//	go run ./examples/chat [-port 9000] [-nat=true] [-host NAME] [-name NAME]
+//	go run ./examples/chat [-port 9000] [-nat=true] [-gateway ADDRESS] [-external ADDRESS:PORT] [-host NAME] [-name NAME]
 //	go run ./examples/chat [-name NAME] URL
 //
 // Without a URL it is a peer: it listens on the port, asks the router to forward
@@ -27,11 +27,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
 	"strings"
 	"syscall"
+
+	"github.com/peerws/peerws/nat"
 )
 
 func main() {
@@ -65,10 +68,16 @@ func run(ctx context.Context, args []string, in input, stdout, stderr io.Writer)
 		names = append(names, s)
 		return nil
 	})
+	var gateway netip.Addr
+	flags.TextVar(&gateway, "gateway", netip.Addr{}, "`address` of the router to ask; that of the default route if none is given")
+	var external netip.AddrPort
+	flags.TextVar(&external, "external", netip.AddrPort{}, "`address:port` outside that was forwarded to the port by hand; then no router is asked")
 	name := flags.String("name", defaultName(), "what the room shall call you")
 	flags.Usage = func() {
-		fmt.Fprint(stderr, "usage: chat [-port 9000] [-nat=true] [-host NAME] [-name NAME]   open a room on this machine\n"+
-			"       chat [-name NAME] URL                                        join another peer's room\n")
+		fmt.Fprint(stderr, "usage: chat [-port 9000] [-nat=true] [-gateway ADDRESS] [-external ADDRESS:PORT] [-host NAME] [-name NAME]\n"+
+			"           open a room on this machine\n"+
+			"       chat [-name NAME] URL\n"+
+			"           join another peer's room\n")
 		flags.PrintDefaults()
 	}
 	var urls []string
@@ -94,7 +103,14 @@ func run(ctx context.Context, args []string, in input, stdout, stderr io.Writer)
 	if len(urls) == 1 {
 		err = join(ctx, urls[0], cleanName(*name), in, t)
 	} else {
-		err = host(ctx, *port, *useNAT, names, cleanName(*name), in, t)
+		var m nat.Mapper
+		switch {
+		case external.IsValid():
+			m = nat.Static(external)
+		case *useNAT:
+			m = nat.Options{Gateway: gateway}.Any()
+		}
+		err = host(ctx, *port, m, names, cleanName(*name), in, t)
 	}
 	t.close()
 	if err != nil {

@@ -1,7 +1,7 @@
 // Doctor tells whether peers can reach this machine through its router, and if
 // not, what to change.
 //
-//	go run ./examples/doctor [-json] [-try] [-port 9000]
+//	go run ./examples/doctor [-json] [-try] [-port 9000] [-gateway ADDRESS]
 //
 // It only asks, also who has the port already. With -try it listens on the
 // port for a moment, has it forwarded, sees whether a connection of its own
@@ -34,6 +34,8 @@ func main() {
 	asJSON := flag.Bool("json", false, "print one JSON object instead of a table")
 	try := flag.Bool("try", false, "open the port, look, and close it again")
 	port := flag.Uint("port", 9000, "TCP port to ask about, and to try")
+	var gateway netip.Addr
+	flag.TextVar(&gateway, "gateway", netip.Addr{}, "`address` of the router to ask, such as the far end of a VPN; that of the default route if none is given")
 	flag.Parse()
 	if flag.NArg() > 0 || *port == 0 || *port > 65535 {
 		flag.Usage()
@@ -41,7 +43,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	f, err := examine(ctx, *try, uint16(*port))
+	f, err := examine(ctx, *try, uint16(*port), nat.Options{Gateway: gateway})
 	if err == nil {
 		if *asJSON {
 			err = printJSON(os.Stdout, f)
@@ -97,9 +99,9 @@ type mapped struct {
 }
 
 // examine asks the router and, with try, opens the port for a moment.
-func examine(ctx context.Context, try bool, port uint16) (finding, error) {
+func examine(ctx context.Context, try bool, port uint16, o nat.Options) (finding, error) {
 	if !try {
-		r, err := nat.ProbePort(ctx, port)
+		r, err := o.Probe(ctx, port)
 		return found(r, port), err
 	}
 	// A program that listens there already has the router's forward: it must
@@ -112,12 +114,12 @@ func examine(ctx context.Context, try bool, port uint16) (finding, error) {
 		return finding{}, err
 	}
 	l.Close()
-	r, err := nat.ProbePort(ctx, port) // before the port is forwarded
+	r, err := o.Probe(ctx, port) // before the port is forwarded
 	if err != nil {
 		return finding{}, err
 	}
 	f := found(r, port)
-	return f, f.try(ctx, port)
+	return f, f.try(ctx, port, o.Any())
 }
 
 // proofTime is how long a connection of our own is waited for: a router that
@@ -125,8 +127,8 @@ func examine(ctx context.Context, try bool, port uint16) (finding, error) {
 const proofTime = 3 * time.Second
 
 // try has the port forwarded and notes what comes of it.
-func (f *finding) try(ctx context.Context, port uint16) error {
-	l, err := peerws.ListenConfig{NAT: nat.Any()}.Listen(ctx, int(port))
+func (f *finding) try(ctx context.Context, port uint16, m nat.Mapper) error {
+	l, err := peerws.ListenConfig{NAT: m}.Listen(ctx, int(port))
 	if err != nil {
 		return err
 	}
