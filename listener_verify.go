@@ -468,7 +468,7 @@ func (a *addressBook) assessLocked() bool {
 	case best != nil && best.by == byAsked:
 		r = a.verified(fmt.Sprintf("Peers outside can connect: one that was asked has reached %s.", best.external))
 	case best != nil && best.by == byLoop:
-		r = a.verified(fmt.Sprintf("The router forwards %s to us: a connection of our own has come through it.", best.external))
+		r = a.verified(fmt.Sprintf("The router forwards %s to us: a connection of our own has come through it. Whether the provider lets in what comes from outside, only a peer there can show.", best.external))
 	case failure != "" && r.Code == nat.CodeMapped:
 		r = Reachability{
 			Code:    nat.CodeUnverified,

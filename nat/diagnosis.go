@@ -56,11 +56,11 @@ const (
 	adviceDouble    = "Put the router in front into bridge mode, or forward the port on both; if the provider has no public IPv4 address for you, ask for one or use IPv6."
 )
 
-func diagnosePublic(own netip.Addr) Diagnosis {
+func diagnosePublic(own netip.Addr, port uint16) Diagnosis {
 	return Diagnosis{
 		Code:    CodePublic,
 		Summary: fmt.Sprintf("This machine has the public address %s itself, no router is in between.", own),
-		Advice:  "If peers cannot connect, look at this machine's own firewall.",
+		Advice:  adviceFirewall(port),
 	}
 }
 
@@ -72,6 +72,7 @@ func diagnoseLease(l Lease) Diagnosis {
 		return Diagnosis{
 			Code:    CodeMapped,
 			Summary: fmt.Sprintf("Port %d was forwarded by hand; not yet verified from outside.", ext.Port()),
+			Advice:  adviceFirewall(l.Internal.Port()),
 		}
 	case !ext.Addr().IsValid() || ext.Addr().IsUnspecified():
 		return Diagnosis{
@@ -83,6 +84,7 @@ func diagnoseLease(l Lease) Diagnosis {
 		return Diagnosis{
 			Code:    CodeMapped,
 			Summary: fmt.Sprintf("The router lets peers in to %s over IPv6 (%s); not yet verified from outside.", ext, l.Via),
+			Advice:  adviceFirewall(l.Internal.Port()),
 		}
 	case !isGlobal(ext.Addr()):
 		return diagnoseInside(ext.Addr(), "The port is mapped, but")
@@ -90,6 +92,7 @@ func diagnoseLease(l Lease) Diagnosis {
 	return Diagnosis{
 		Code:    CodeMapped,
 		Summary: fmt.Sprintf("The router forwards %s to us (%s); not yet verified from outside.", ext, l.Via),
+		Advice:  adviceFirewall(l.Internal.Port()),
 	}
 }
 

@@ -338,7 +338,7 @@ func (k *keeper) ask(ctx context.Context) time.Duration {
 	}
 	if public && transport(err) {
 		k.drop(ctx)
-		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnosePublic(k.facing)})
+		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnosePublic(k.facing, k.internal.Port())})
 		return jitter(backoff[len(backoff)-1])
 	}
 	if errors.Is(err, errOff) {
@@ -359,7 +359,7 @@ func (k *keeper) granted(ctx context.Context, l Lease) time.Duration {
 	k.attune(ctx)
 	d := k.explainLease(l)
 	if !k.six() && l.External.Addr() == k.facing {
-		d = diagnosePublic(l.External.Addr()) // nothing is translated: it is a firewall that was opened
+		d = diagnosePublic(l.External.Addr(), l.Internal.Port()) // nothing is translated: it is a firewall that was opened
 	}
 	k.m.publish(ctx, k, Status{Settled: true, Leases: []Lease{l}, Diagnosis: d})
 	return max(time.Until(l.Obtained.Add(firstRenewal(l, rand.Float64()))), minRenewGap)

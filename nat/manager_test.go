@@ -552,7 +552,7 @@ func TestDiagnose(t *testing.T) {
 			t.Errorf("%q: %+v, want %s", a, got, want)
 		}
 	}
-	all := []Diagnosis{diagnosePublic(publicIP), diagnose(errOff), diagnose(&Error{Kind: Unsupported, Err: errLoopback})}
+	all := []Diagnosis{diagnosePublic(publicIP, 9000), diagnose(errOff), diagnose(&Error{Kind: Unsupported, Err: errLoopback})}
 	if all[2].Code != "no-network" {
 		t.Errorf("bound to loopback: %+v", all[2])
 	}

@@ -135,7 +135,7 @@ func (s survey) run(ctx context.Context) (Report, error) {
 		}
 	}
 	if own := s.pcp.host.ownAddr(netip.IPv4Unspecified()); err == nil || isGlobal(own) { // or on a point-to-point link
-		r.Diagnosis = r.diagnose(own)
+		r.Diagnosis = r.diagnose(own, s.port)
 	} else {
 		r.Diagnosis = diagnose(err)
 	}
@@ -219,9 +219,9 @@ func (s survey) askUPnP(ctx context.Context, links []link) ProtocolReport {
 
 // diagnose says what the answers over IPv4 come to, for the address of ours
 // that faces the gateway.
-func (r Report) diagnose(own netip.Addr) Diagnosis {
+func (r Report) diagnose(own netip.Addr, port uint16) Diagnosis {
 	if isGlobal(own) {
-		return diagnosePublic(own)
+		return diagnosePublic(own, port)
 	}
 	var names []string
 	var outside netip.Addr

@@ -88,7 +88,7 @@ func TestProbeNoNetwork(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	r.Protocols = nil
-	if d := r.diagnose(publicIP); d.Code != "public" {
+	if d := r.diagnose(publicIP, 9000); d.Code != "public" {
 		t.Errorf("%+v", d)
 	}
 }
