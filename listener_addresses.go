@@ -168,6 +168,9 @@ func (l *WebSocketListener) mappingChanged(s nat.Status) {
 	var now []Address
 	var leases []nat.Lease // of now
 	for _, lease := range s.Leases {
+		if s.Diagnosis.Code == nat.CodeVPN && lease.External.Addr().Is4() {
+			continue // peers who come through it get no answer
+		}
 		if e := lease.External; e.IsValid() && !e.Addr().IsUnspecified() {
 			now = append(now, Address{URL: l.urlOf(e), Scope: scopeOf(e.Addr()), Via: lease.Via, State: Mapped})
 			leases = append(leases, lease)

@@ -207,12 +207,29 @@ func (k *keeper) attend(ctx context.Context, due time.Time) {
 				k.failures = 0
 				return
 			}
+			k.reassess(ctx)
 			continue
 		}
 		k.alarm = time.Time{}
 		if !look || k.look(ctx) {
 			return
 		}
+	}
+}
+
+// reassess looks whether what we send still leaves by the same way as when the lease
+// was granted: a VPN may have been switched on, or off.
+func (k *keeper) reassess(ctx context.Context) {
+	if k.lease == nil || k.lost {
+		return
+	}
+	s := k.last()
+	if code := s.Diagnosis.Code; code != CodeMapped && code != CodeVPN || len(s.Leases) != 1 {
+		return
+	}
+	if d := k.explainLease(*k.lease); d.Code != s.Diagnosis.Code {
+		s.Diagnosis = d
+		k.m.publish(ctx, k, s)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -492,6 +493,40 @@ func TestManagerAnswersElsewhere(t *testing.T) {
 		})
 	}
 }
+
+// A VPN that is switched on and off while a forward is held is noticed.
+func TestManagerVPNComesAndGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out atomic.Pointer[netip.Addr]
+		set := func(s string) {
+			a := netip.MustParseAddr(s)
+			out.Store(&a)
+		}
+		set("192.168.1.5")
+		w := new(watch)
+		m := NewManager(ManagerConfig{Mapper: wandering{newGate(2 * time.Hour), &out}, Internal: netip.MustParseAddrPort("192.168.1.5:9000"), OnChange: w.change})
+		defer m.Close()
+		synctest.Wait()
+		for _, s := range []string{"10.8.0.2", "192.168.1.5"} {
+			set(s)
+			time.Sleep(2 * watchEvery)
+			synctest.Wait()
+		}
+		if got := w.codes(); got != "mapped/1 vpn/1 mapped/1" {
+			t.Error(got)
+		}
+	})
+}
+
+// wandering is a gate on a machine whose way out changes.
+type wandering struct {
+	*gate
+	out *atomic.Pointer[netip.Addr]
+}
+
+func (w wandering) leaves(netip.Addr) netip.Addr { return *w.out.Load() }
+
+func (wandering) neighbours(netip.Addr, netip.Addr) bool { return false }
 
 // Without a default route everything is settled at once.
 func TestManagerNoNetwork(t *testing.T) {
