@@ -219,6 +219,7 @@ type arrival struct {
 	cutAt time.Time // if cut
 	slot  int       // index in l.pending, -1 if it is not there
 	asked bool      // its whole request has been read
+	taken bool      // it is being told that it is accepted: Close says goodbye to its socket
 	cut   bool      // its deadline is past: HandshakeTimeout is over, it gives way, or the listener closes
 }
 
@@ -246,7 +247,7 @@ func (l *WebSocketListener) enter(conn net.Conn, key ipKey, count bool) (*arriva
 		a.run = a.handshake
 	}
 	a.l, a.conn, a.key, a.since, a.slot = l, conn, key, since, len(l.pending)
-	a.late, a.asked = !count, false
+	a.late, a.asked, a.taken = !count, false, false
 	l.pending = append(l.pending, a)
 	l.work.Add(1)
 	l.clock.wind()
@@ -282,6 +283,13 @@ func (a *arrival) locate() *refusal {
 func (a *arrival) heard() {
 	a.l.mu.Lock()
 	a.asked = true
+	a.l.mu.Unlock()
+}
+
+// take notes that the peer is about to be told that it is accepted.
+func (a *arrival) take() {
+	a.l.mu.Lock()
+	a.taken = true
 	a.l.mu.Unlock()
 }
 
