@@ -360,7 +360,7 @@ func (l *WebSocketListener) dismiss(c *WebSocket) {
 }
 
 // Close stops listening: nothing is accepted any more, handshakes in flight are
-// dropped, sockets that wait for Accept are closed with 1001, the port is given
+// dropped, sockets that nobody has taken yet are closed with 1001, the port is given
 // back to the gateway, for which that has 2 s at most. Sockets that were handed
 // over live on. A listener given to Serve that does not end is left behind. It is idempotent and returns when all of this is done.
 func (l *WebSocketListener) Close() error {
@@ -372,7 +372,9 @@ func (l *WebSocketListener) Close() error {
 	stopped := l.stopAccepting()
 	l.mu.Lock()
 	for _, a := range l.pending {
-		a.cutLocked()
+		if !a.taken {
+			a.cutLocked()
+		}
 	}
 	waiting := l.waiting
 	l.waiting = nil
@@ -454,7 +456,13 @@ func (l *WebSocketListener) awaitHandshakes() {
 	defer t.Stop()
 	select {
 	case <-over:
+		return
 	case <-t.C:
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range l.pending { // a peer that does not take its answer
+		a.cutLocked()
 	}
 }
 
@@ -469,7 +477,7 @@ func (l *WebSocketListener) Shutdown(ctx context.Context) error {
 // ShutdownWith is Shutdown with another code, and a reason for the peers, as
 // [WebSocket.CloseWith] takes them: 1012 for example says that the program comes
 // back. If they are not allowed it returns an error and does nothing. Sockets
-// that wait for Accept are told the same.
+// that nobody has taken yet are told the same.
 func (l *WebSocketListener) ShutdownWith(ctx context.Context, code StatusCode, reason string) error {
 	if err := checkClose(true, code, reason); err != nil {
 		return err

@@ -215,6 +215,7 @@ type arrival struct {
 	slot    int       // index in l.pending, -1 if it is not there
 	asked   bool      // its whole request has been read
 	refused bool      // it may take lingerTime to read why, if nobody waits for its place
+	taken   bool      // it is being told that it is accepted: Close says goodbye to its socket
 	cut     bool      // its deadline is past: HandshakeTimeout is over, it gives way, or the listener closes
 }
 
@@ -242,7 +243,7 @@ func (l *WebSocketListener) enter(conn net.Conn, key ipKey, count bool) (*arriva
 		a.run = a.handshake
 	}
 	a.l, a.conn, a.key, a.since, a.slot = l, conn, key, since, len(l.pending)
-	a.late, a.asked, a.refused = !count, false, false
+	a.late, a.asked, a.refused, a.taken = !count, false, false, false
 	l.pending = append(l.pending, a)
 	l.work.Add(1)
 	l.clock.wind()
@@ -298,6 +299,13 @@ func (l *WebSocketListener) signalPlaceLocked() {
 		default:
 		}
 	}
+}
+
+// take notes that the peer is about to be told that it is accepted.
+func (a *arrival) take() {
+	a.l.mu.Lock()
+	a.taken = true
+	a.l.mu.Unlock()
 }
 
 // over uncounts the transport, if that has not been done, and reports whether

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime/debug"
@@ -406,4 +407,90 @@ func TestHandler_OuterHeaderRefused(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A slowAnswer is a transport that takes its time with the first Write, after the
+// bytes have left.
+type slowAnswer struct {
+	net.Conn
+	once  sync.Once
+	write func()
+}
+
+func (c *slowAnswer) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.once.Do(c.write)
+	return n, err
+}
+
+type slowAnswers struct {
+	net.Listener
+	write func()
+}
+
+func (l *slowAnswers) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &slowAnswer{Conn: conn, write: l.write}, nil
+}
+
+// Whoever has got the 101 when the listener ends gets a Close frame too, whatever
+// the transport is.
+func TestShutdownWith_Answered(t *testing.T) {
+	for _, onConnection := range []func(*WebSocket){nil, echoing} {
+		synctest.Test(t, func(t *testing.T) {
+			var l *WebSocketListener
+			ln := memnet.Listen(0)
+			over := make(chan error, 1)
+			l, err := ListenConfig{OnConnection: onConnection}.Serve(&slowAnswers{ln, func() {
+				go func() { over <- l.ShutdownWith(context.Background(), StatusServiceRestart, "soon") }()
+				time.Sleep(time.Second)
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn, err := ln.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			k := knockOn(t, conn, upgrade)
+			k.wantOpen()
+			k.wantBytes("Close", "\x88\x06\x03\xf4soon")
+			conn.Close()
+			if err := <-over; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A peer that does not take its 101 holds Close up for its 2 s, and is gone then.
+func TestClose_AnswerNotTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ln := memnet.Listen(16) // less than an answer
+		l, err := ListenConfig{HandshakeTimeout: -1}.Serve(ln)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := ln.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		knockOn(t, conn, upgrade)
+		synctest.Wait()
+		start := time.Now()
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(start); d != closeGrace {
+			t.Errorf("Close took %v", d)
+		}
+		synctest.Wait()
+		if left := leftovers(l); left != "" {
+			t.Error("the listener still holds " + left)
+		}
+		conn.Close()
+	})
 }

@@ -179,6 +179,7 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	if err == nil {
 		b := newBuffer(answerSize + len(lines))
 		b.b = o.appendAnswer(b.b, lines, protocol)
+		a.take()
 		_, err = conn.Write(b.b)
 		b.free()
 	}
