@@ -50,8 +50,12 @@ func (s ReadyState) String() string {
 // Every method may be called from any goroutine. The callbacks of one socket
 // run one at a time, in order, on a goroutine of the library, and no lock is
 // held meanwhile, so they may block and may call any method; only Wait, Ping and
-// the listener's Shutdown would wait for the very callback they are called in. While a callback runs nothing more is read from this
-// peer: TCP slows it down. A panic in a callback is not recovered.
+// the listener's Shutdown would wait for the very callback they are called in. A
+// panic in a callback is not recovered.
+//
+// While a callback runs, or a message waits to be read, nothing more is read from
+// this peer: TCP slows it down. Its pings are answered all the same, within a quarter
+// of PongTimeout (5 s by default), if no more than 16 KiB of messages lie before them.
 type WebSocket struct {
 	// There may be very many of these, most of them idle: what few sockets need,
 	// or need for a moment, lies in rare, calls, backlog and in pooled memory.
@@ -65,12 +69,12 @@ type WebSocket struct {
 	where  string // host and target of the opening request; "" if there was none
 	ipKey  ipKey  // what the owner counts the connection under
 
-	state      atomic.Uint32 // a ReadyState, moved by setState only
-	aborted    atomic.Bool   // the transport is being torn down
-	phase      atomic.Uint32 // counted by beat
-	newHandler atomic.Bool   // rare.handler is to replace handler
-	pulse      pulse         // owned by the clock
-	slot       int32         // index in owner.sockets, guarded by owner.mu
+	state   atomic.Uint32 // a ReadyState, moved by setState only
+	aborted atomic.Bool   // the transport is being torn down
+	phase   atomic.Uint32 // counted by beat
+	reader  atomic.Uint32 // who has the read side: readerOwns and its successors; and newHandler
+	pulse   pulse         // owned by the clock
+	slot    int32         // index in owner.sockets, guarded by owner.mu
 
 	// Read side: owned by the goroutine of run, which lends it to a Read while it
 	// waits in awaitGate (life.lent).
@@ -85,6 +89,7 @@ type WebSocket struct {
 		last    bool    // the read before filled all it was given (portable path)
 		head    bool    // the opening request's headers are still held
 		corked  bool    // the write side collects
+		ahead   bool    // there is a rare.ahead
 
 		protocol int16 // number of the subprotocol in owner.protocols, from 1, or 0; immutable, here is room
 		err      error
@@ -132,6 +137,7 @@ type rare struct {
 	doneCh    chan struct{}
 	shaken    chan struct{} // closed once the closing handshake is complete, or cannot be any more
 	calls     *calls
+	ahead     *ahead         // what has been read ahead, nil if nothing: part of the read side
 	pings     []*waitingPing // not answered yet, the oldest first
 	pingID    uint64
 	parsed    *http.Request // the opening request, until the first message, or for good once asked for
@@ -223,7 +229,7 @@ func (c *WebSocket) offer(f func(*WebSocket)) {
 		x := c.lf.x
 		close(x.returned)
 		if x.handler != nil {
-			c.newHandler.Store(true)
+			c.reader.Or(newHandler)
 		}
 		c.openGateLocked()
 		if x.tasks != nil && !c.aborted.Load() {

@@ -306,6 +306,7 @@ func (c *WebSocket) finish(v verdict) {
 	c.core.release()
 	c.in.free()
 	c.in = nil
+	c.dropAhead()
 	c.wmu.Lock()
 	c.wr.out.free()
 	c.wr.out = nil

@@ -11,8 +11,10 @@ import (
 
 // Keepalive: a peer that has been silent for PingInterval is sent a ping, and
 // one that stays silent for PongTimeout after it is given up. Any byte received
-// is life, and any byte of our queue, or of the kernel's, that the peer takes. The clock of a connection stands still while its reader is not
-// reading: a callback runs, or a message waits for somebody to read it.
+// is life, and any byte of our queue, or of the kernel's, that the peer takes. The
+// clock of a connection stands still while its reader is not reading: a callback
+// runs, or a message waits for somebody to read it. The peer's pings are answered
+// then by reading ahead.
 //
 // There is no timer per connection: one clock per listener looks at all of its
 // sockets from time to time, also at those that close and at the transports in
@@ -46,7 +48,7 @@ func (c *WebSocket) look(now uint32) {
 	switch c.ReadyState() {
 	case Open:
 		c.lookGated()
-		if c.set.pingInterval > 0 {
+		if !c.lookAway(now) && c.set.pingInterval > 0 {
 			c.lookOpen(now)
 		}
 	case Closing:
@@ -107,7 +109,8 @@ func (c *WebSocket) unseen() bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.lf.gated && !c.lf.resume
+	a := c.seldom().ahead
+	return c.lf.gated && !c.lf.resume && a != nil && a.buf.len() >= aheadMost
 }
 
 func (c *WebSocket) lookOpen(now uint32) {

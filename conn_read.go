@@ -49,7 +49,9 @@ func (c *WebSocket) started() {
 		c.lf.x.tasks = slices.Insert(c.lf.x.tasks, 0, func() { f(c) })
 	}
 	c.mu.Unlock()
+	c.goAway()
 	c.runTasks()
+	c.comeBack()
 }
 
 func (c *WebSocket) readLoop() verdict {
@@ -151,6 +153,9 @@ func (c *WebSocket) handle(ev event) verdict {
 	case evLastChunk:
 		c.core.release()
 	case evPing:
+		if c.rd.ahead && c.answeredAhead() {
+			break
+		}
 		c.pong(ev.data)
 	case evPong:
 		c.pongReceived(ev.data)
@@ -187,7 +192,9 @@ func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte)
 		end := int(c.rd.off)
 		c.lend(c.in.b[max(end-len(data)-maxHeaderSize, 0):end], min(end-len(data), maxHeaderSize))
 	}
+	c.goAway()
 	f(c, Message{MessageType(op), data})
+	c.comeBack()
 	if lent {
 		c.lend(nil, 0)
 	}
@@ -200,6 +207,11 @@ func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte)
 // fill waits for bytes and puts them behind c.in, or straight into the message
 // they belong to.
 func (c *WebSocket) fill() verdict {
+	if c.rd.ahead {
+		if v, ok := c.takeAhead(); ok {
+			return v
+		}
+	}
 	var n int
 	var err error
 	if c.raw != nil {
@@ -373,7 +385,9 @@ func (c *WebSocket) wokenUp() (v verdict, ours bool) {
 	case dead:
 		return vEnded, true
 	case ours:
+		c.goAway()
 		c.runTasks()
+		c.comeBack()
 	}
 	return vMore, ours
 }
