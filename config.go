@@ -63,19 +63,34 @@ type ListenConfig struct {
 	// Authorize decides about a request that is otherwise acceptable. An error
 	// refuses it: a *RejectError with its own answer, any other with 403.
 	// It runs within HandshakeTimeout, for different requests at the same time.
+	// What it puts into the request's context is in that of WebSocket.Request:
+	//
+	//	*r = *r.WithContext(context.WithValue(r.Context(), userKey{}, user))
 	Authorize func(*http.Request) error
 
 	// ResponseHeader is added to the answer of every accepted handshake.
 	ResponseHeader http.Header
 
+	// Respond adds to the answer of one accepted handshake, a cookie for example,
+	// or chooses its subprotocol. It runs behind Authorize, on the same request and
+	// under the same rules. With Respond set a peer that offers only subprotocols
+	// which are not the listener's is refused if Respond chooses none of them. An
+	// answer that cannot be sent becomes a 500, and a Warn record of Logger says why.
+	Respond func(*http.Request, *Answer)
+
 	// AllowedOrigins lists origins of web pages that may connect, such as
 	// "https://example.com", "null" or "file://"; "*" allows all. Pages that come
-	// from the very host they connect to are allowed if that host is an IP address,
-	// localhost or one of AllowedHosts, and so are programs that send the address
-	// they dial as Origin. Programs that send none are always allowed.
+	// from the very host and port they connect to are allowed if that host is ours:
+	// an IP address, localhost, one of AllowedHosts, or what the request itself
+	// proves (see there). So are programs that send the address they dial as Origin.
+	// Programs that send none are always allowed.
 	AllowedOrigins []string
 
-	// AllowedHosts lists names of this machine, without port.
+	// AllowedHosts lists names of this machine, without port. They are needed where
+	// pages come by a name and without TLS: whoever has a name of their own can make
+	// it point here. Over TLS a browser has compared the name with our certificate,
+	// and the host in a pattern of [http.ServeMux] is the program's own word: such
+	// names need not be listed.
 	AllowedHosts []string
 
 	HandshakeTimeout    time.Duration // for the whole opening handshake, TLS included; 0: 10 s
@@ -92,7 +107,9 @@ type ListenConfig struct {
 	CloseTimeout        time.Duration // of the closing handshake, anew while the peer takes what lies before our Close frame (Linux); 0: 5 s
 
 	// Logger gets what happens: at Info also the requests that are refused, one a
-	// second at most. nil: silent.
+	// second at most; at Warn each web page that is refused, once, with the option
+	// that would let it in; at Debug the opening of every connection, and its end with
+	// the cause. nil: silent.
 	Logger *slog.Logger
 
 	portable bool     // test seam: never take the raw path
@@ -101,10 +118,17 @@ type ListenConfig struct {
 }
 
 // A RejectError is returned by [ListenConfig.Authorize] to choose the answer.
+//
+// A redirect has its target in Header, as Location; programs may follow it,
+// browsers do not and take it as a failure.
+//
+// On a mounted listener the answer also has what handlers around it have set, a
+// cookie or the headers of CORS, but for names that are in Header too; a Set-Cookie
+// there is added.
 type RejectError struct {
-	Status int         // 400 to 599; else 403 is sent
-	Header http.Header // added to the answer
-	Body   string      // plain text
+	Status int         // 300 to 599; else 403 is sent
+	Header http.Header // added to the answer; what ResponseHeader must not have is not sent, nor Content-Type
+	Body   string      // plain text; a 304 has none
 }
 
 func (e *RejectError) Error() string {
@@ -137,6 +161,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		}
 	}
 	l := &WebSocketListener{
+		machine: thisMachine(),
 		set: &settings{
 			core: coreLimits{
 				maxMessage:   orDefault(c.MaxMessageSize, defaultMaxMessageSize),
@@ -155,6 +180,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		tls:          secure,
 		policy:       policy,
 		authorize:    c.Authorize,
+		respond:      c.Respond,
 		maxHead:      max(orDefault(c.MaxHeaderBytes, defaultMaxHeaderBytes), 512),
 		maxConns:     orDefault(c.MaxConnections, 1024),
 		maxPerIP:     orDefault(c.MaxConnectionsPerIP, 64),

@@ -50,8 +50,12 @@ func (s ReadyState) String() string {
 // Every method may be called from any goroutine. The callbacks of one socket
 // run one at a time, in order, on a goroutine of the library, and no lock is
 // held meanwhile, so they may block and may call any method; only Wait, Ping and
-// the listener's Shutdown would wait for the very callback they are called in. While a callback runs nothing more is read from this
-// peer: TCP slows it down. A panic in a callback is not recovered.
+// the listener's Shutdown would wait for the very callback they are called in. A
+// panic in a callback is not recovered.
+//
+// While a callback runs, or a message waits to be read, nothing more is read from
+// this peer: TCP slows it down. Its pings are answered all the same, within a quarter
+// of PongTimeout (5 s by default), if no more than 16 KiB of messages lie before them.
 type WebSocket struct {
 	// There may be very many of these, most of them idle: what few sockets need,
 	// or need for a moment, lies in rare, calls, backlog and in pooled memory.
@@ -65,12 +69,12 @@ type WebSocket struct {
 	where  string // host and target of the opening request; "" if there was none
 	ipKey  ipKey  // what the owner counts the connection under
 
-	state      atomic.Uint32 // a ReadyState, moved by setState only
-	aborted    atomic.Bool   // the transport is being torn down
-	phase      atomic.Uint32 // counted by beat
-	newHandler atomic.Bool   // rare.handler is to replace handler
-	pulse      pulse         // owned by the clock
-	slot       int32         // index in owner.sockets, guarded by owner.mu
+	state   atomic.Uint32 // a ReadyState, moved by setState only
+	aborted atomic.Bool   // the transport is being torn down
+	phase   atomic.Uint32 // counted by beat
+	reader  atomic.Uint32 // who has the read side: readerOwns and its successors; and newHandler
+	pulse   pulse         // owned by the clock
+	slot    int32         // index in owner.sockets, guarded by owner.mu
 
 	// Read side: owned by the goroutine of run, which lends it to a Read while it
 	// waits in awaitGate (life.lent).
@@ -85,6 +89,7 @@ type WebSocket struct {
 		last    bool    // the read before filled all it was given (portable path)
 		head    bool    // the opening request's headers are still held
 		corked  bool    // the write side collects
+		ahead   bool    // there is a rare.ahead
 
 		protocol int16 // number of the subprotocol in owner.protocols, from 1, or 0; immutable, here is room
 		err      error
@@ -132,15 +137,19 @@ type rare struct {
 	doneCh    chan struct{}
 	shaken    chan struct{} // closed once the closing handshake is complete, or cannot be any more
 	calls     *calls
+	ahead     *ahead         // what has been read ahead, nil if nothing: part of the read side
 	pings     []*waitingPing // not answered yet, the oldest first
 	pingID    uint64
 	parsed    *http.Request // the opening request, until the first message, or for good once asked for
 	asked     bool
+	context   context.Context    // of the opening request whose headers are gone; nil: the background
 	protocol  string             // of a dialled socket
 	heads     string             // of a dialled socket: its request and the answer
 	clock     *clock             // of a dialled socket
 	cancel    context.CancelFunc // of a dial that is going on
 	readUntil time.Time          // the reader's own deadline: writing has failed
+	woken     bool               // by wakeLocked
+	odd       bool               // a time-out that was none of ours has been seen
 	// What the peer had acknowledged when it was looked at last, 0: not looked.
 	pingAcked, closeAcked uint64
 	returned              chan struct{} // closed when OnConnection has returned, while entry is entryHeld
@@ -220,11 +229,11 @@ func (c *WebSocket) offer(f func(*WebSocket)) {
 		x := c.lf.x
 		close(x.returned)
 		if x.handler != nil {
-			c.newHandler.Store(true)
+			c.reader.Or(newHandler)
 		}
 		c.openGateLocked()
 		if x.tasks != nil && !c.aborted.Load() {
-			c.conn.SetReadDeadline(past)
+			c.wakeLocked(past)
 		}
 	}
 	c.mu.Unlock()
@@ -340,7 +349,8 @@ func (c *WebSocket) LocalAddr() net.Addr {
 	return c.conn.LocalAddr()
 }
 
-// RemoteAddr returns the peer's end of the transport, nil before OPEN.
+// RemoteAddr returns the peer's end of the transport, nil before OPEN. A transport
+// that the program has made may not know it: then its Network is "unknown".
 func (c *WebSocket) RemoteAddr() net.Addr {
 	if c.ReadyState() == Connecting || c.conn == nil {
 		return nil
@@ -352,9 +362,11 @@ func (c *WebSocket) RemoteAddr() net.Addr {
 // one that was sent, and once the socket is OPEN its Response has Status,
 // StatusCode and Header of the answer. On the accepted side its
 // headers are kept until the first message is handed over, and for good once
-// Request was called before that; later it has Method, URL, Host and RemoteAddr
-// only, so that an idle connection holds no headers. Keep what you need in
-// OnConnection.
+// Request was called before that; later it has Method, URL, Host, RemoteAddr and
+// Context only, so that an idle connection holds no headers. Keep what you need in
+// OnConnection. Its Context has what ListenConfig.Authorize has put there, and on
+// a mounted listener what the handlers around it have; it does not end with the
+// socket.
 func (c *WebSocket) Request() *http.Request {
 	var remote string
 	if a := c.RemoteAddr(); a != nil {
@@ -384,7 +396,11 @@ func (c *WebSocket) requestLocked(remote string) *http.Request {
 	if c.where == "" {
 		return &http.Request{Method: http.MethodGet, Header: http.Header{}, RemoteAddr: remote}
 	}
-	return bareRequest(host, target, remote, tlsState(c.conn))
+	r := bareRequest(host, target, remote, tlsState(c.conn))
+	if x := c.seldom(); x.context != nil {
+		r = r.WithContext(x.context)
+	}
+	return r
 }
 
 // dropHead lets the opening request's headers go, unless the program has asked
@@ -393,7 +409,10 @@ func (c *WebSocket) dropHead() {
 	c.rd.head = false
 	c.mu.Lock()
 	c.lf.head = ""
-	if x := c.lf.x; x != nil && !x.asked {
+	if x := c.lf.x; x != nil && x.parsed != nil && !x.asked {
+		if ctx := x.parsed.Context(); ctx != context.Background() { // the program's
+			x.context = ctx
+		}
 		x.parsed = nil
 	}
 	c.mu.Unlock()

@@ -55,6 +55,10 @@ var chaosKinds = []struct {
 		x, y := memnet.Pipe(10_000) // small, so that writers wait
 		return newOpenWebSocket(set, x, false, nil), newOpenWebSocket(set, y, true, nil)
 	}},
+	{"foreign", func(t testing.TB, set *settings) (a, d *WebSocket) {
+		x, y := tcpPair(t)
+		return newOpenWebSocket(set, newForeign(halfTCP{deadTCP{x}}), false, nil), newOpenWebSocket(set, newForeign(deadTCP{y}), true, nil)
+	}},
 	{"TLS", func(t testing.TB, set *settings) (a, d *WebSocket) {
 		x, y := tcpPair(t)
 		server, client := tlsOver(t, &steadyConn{Conn: x}, &steadyConn{Conn: y})

@@ -209,8 +209,7 @@ func (c *WebSocket) abort(by Initiator, cause error) {
 		c.lf.x.cancel()
 		return
 	}
-	c.conn.SetDeadline(past)
-	shutdown(c.conn)
+	sever(c.conn)
 }
 
 // closingLocked makes the socket CLOSING, wakes who must know, and reports
@@ -280,11 +279,11 @@ func (c *WebSocket) finish(v verdict) {
 		// The listening side ends the transport first (§7.1.1), and so does
 		// whoever has failed the connection. Closing with unread bytes would
 		// reset it, and our Close frame could be lost with that: so we wait for
-		// the peer's end, unless it has answered.
+		// the peer's end, unless it has answered, or would wait for ours.
 		switch {
 		case c.aborted.Load():
 		case listening || !received:
-			closeWrite(c.conn)
+			answered = !closeWrite(c.conn) && received || answered
 		default:
 			closeNotify(c.conn)
 		}
@@ -302,11 +301,12 @@ func (c *WebSocket) finish(v verdict) {
 	c.mu.Unlock()
 	c.wmu.Unlock()
 	c.awaitWriter()
-	socketOf(c.conn).Close() // TLS has said its goodbye above, or has none to say
+	transportOf(c.conn).Close() // TLS has said its goodbye above, or has none to say
 
 	c.core.release()
 	c.in.free()
 	c.in = nil
+	c.dropAhead()
 	c.wmu.Lock()
 	c.wr.out.free()
 	c.wr.out = nil
@@ -342,6 +342,9 @@ func (c *WebSocket) end() {
 	}
 	c.mu.Unlock()
 	clock.stop()
+	if c.owner != nil {
+		c.owner.logClosed(c, ev)
+	}
 	if onError != nil && ev.Err != nil {
 		onError(c, ev.Err)
 	}

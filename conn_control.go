@@ -12,17 +12,31 @@ func (c *WebSocket) pong(p []byte) {
 	if w.cork != nil && w.cork.len()+maxHeaderSize+len(p) > blockSize {
 		c.flushLocked()
 	}
+	if w.cork != nil && w.out == nil && !w.shut {
+		w.cork.b = appendFrame(w.cork.b, opPong, p, c.core.client)
+		return
+	}
+	c.pongLocked(p)
+}
+
+// pongNow is pong past the cork, which a callback that takes its time may hold.
+func (c *WebSocket) pongNow(p []byte) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	c.flushLocked()
+	c.pongLocked(p)
+}
+
+// pongLocked answers a ping at once, or ahead of what is queued. wmu is held.
+func (c *WebSocket) pongLocked(p []byte) {
+	w := &c.wr
 	switch {
 	case w.shut:
 	case w.out != nil:
 		w.out.answer(p)
-	case w.cork != nil:
-		w.cork.b = appendFrame(w.cork.b, opPong, p, c.core.client)
+	case c.raw != nil:
+		c.writeControl(opPong, p)
 	default:
-		if c.raw != nil {
-			c.writeControl(opPong, p)
-			return
-		}
 		f := newBuffer(maxHeaderSize + len(p))
 		f.b = appendFrame(f.b, opPong, p, c.core.client)
 		w.out = newOutbox()

@@ -100,20 +100,20 @@ func TestEverySocketEnds(t *testing.T) {
 			p.CloseWrite()
 		}},
 	}
-	for _, portable := range []bool{false, true} {
+	for _, path := range []string{"raw", "portable", "foreign"} {
 		for _, style := range styles {
 			for _, end := range ends {
-				name := style.name + "/" + end.name
-				if portable {
-					name += "/portable"
-				}
-				t.Run(name, func(t *testing.T) {
+				t.Run(style.name+"/"+end.name+"/"+path, func(t *testing.T) {
 					t.Parallel()
 					closes := make(chan CloseEvent, 2)
+					listen := listen
+					if path == "foreign" {
+						listen = listenDead
+					}
 					l := listen(t, ListenConfig{
 						PingInterval: 40 * time.Millisecond, PongTimeout: 40 * time.Millisecond,
 						WriteTimeout: 100 * time.Millisecond, CloseTimeout: 50 * time.Millisecond,
-						portable: portable,
+						portable: path == "portable",
 						OnConnection: func(c *WebSocket) {
 							c.OnClose(func(_ *WebSocket, ev CloseEvent) { closes <- ev })
 							style.run(c)

@@ -41,7 +41,7 @@ func (c *WebSocket) OnMessage(f func(c *WebSocket, m Message)) {
 		c.lf.callbacks = true
 		c.rareLocked().handler = f
 		if c.lf.entry != entryHeld { // else offer does it
-			c.newHandler.Store(true)
+			c.reader.Or(newHandler)
 			c.openGateLocked()
 		}
 	}
@@ -54,7 +54,7 @@ func (c *WebSocket) OnMessage(f func(c *WebSocket, m Message)) {
 // messageHandler returns what OnMessage has set, nil if nothing. The reader
 // calls it.
 func (c *WebSocket) messageHandler() func(*WebSocket, Message) {
-	if c.newHandler.Load() {
+	if c.reader.Load()&newHandler != 0 {
 		c.mu.Lock()
 		c.takeHandlerLocked()
 		c.mu.Unlock()
@@ -63,9 +63,9 @@ func (c *WebSocket) messageHandler() func(*WebSocket, Message) {
 }
 
 func (c *WebSocket) takeHandlerLocked() {
-	if c.newHandler.Load() {
+	if c.reader.Load()&newHandler != 0 {
 		c.handler = c.lf.x.handler
-		c.newHandler.Store(false)
+		c.reader.And(^newHandler)
 	}
 }
 
@@ -110,9 +110,16 @@ func (c *WebSocket) postLocked(f func()) {
 	case c.lf.running:
 		c.openGateLocked()
 		if !c.aborted.Load() {
-			c.conn.SetReadDeadline(past)
+			c.wakeLocked(past)
 		}
 	}
+}
+
+// wakeLocked has the reader come out of its Read at t, past for now, and look
+// around: readFailed. mu is held.
+func (c *WebSocket) wakeLocked(t time.Time) {
+	c.rareLocked().woken = true
+	c.conn.SetReadDeadline(t)
 }
 
 // past is a deadline that has expired whenever it is looked at.

@@ -11,8 +11,10 @@ import (
 
 // Keepalive: a peer that has been silent for PingInterval is sent a ping, and
 // one that stays silent for PongTimeout after it is given up. Any byte received
-// is life, and any byte of our queue, or of the kernel's, that the peer takes. The clock of a connection stands still while its reader is not
-// reading: a callback runs, or a message waits for somebody to read it.
+// is life, and any byte of our queue, or of the kernel's, that the peer takes. The
+// clock of a connection stands still while its reader is not reading: a callback
+// runs, or a message waits for somebody to read it. The peer's pings are answered
+// then by reading ahead.
 //
 // There is no timer per connection: one clock per listener looks at all of its
 // sockets from time to time, also at those that close and at the transports in
@@ -46,7 +48,7 @@ func (c *WebSocket) look(now uint32) {
 	switch c.ReadyState() {
 	case Open:
 		c.lookGated()
-		if c.set.pingInterval > 0 {
+		if !c.lookAway(now) && c.set.pingInterval > 0 {
 			c.lookOpen(now)
 		}
 	case Closing:
@@ -81,6 +83,9 @@ func (c *WebSocket) lookGated() {
 		return
 	}
 	broken, ended := hungUp(c.conn)
+	if f := foreignOf(c.conn); f != nil && !broken && !ended {
+		broken, ended = f.hungUp()
+	}
 	if !broken && !ended {
 		return
 	}
@@ -96,11 +101,28 @@ func (c *WebSocket) lookGated() {
 	}
 }
 
+// unseen reports whether the reader waits for the program, and nothing would tell
+// that the transport has ended.
+func (c *WebSocket) unseen() bool {
+	if f := foreignOf(c.conn); f == nil || !f.full() {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := c.seldom().ahead
+	return c.lf.gated && !c.lf.resume && a != nil && a.buf.len() >= aheadMost
+}
+
 func (c *WebSocket) lookOpen(now uint32) {
 	p := &c.pulse
 	phase := c.phase.Load()
 	quiet := now - p.since
 	switch {
+	case phase == p.phase && phase&1 == 0 && p.wait != 0 && c.unseen():
+		if quiet >= p.wait&^pinged { // only writing can tell whether the peer is there
+			p.since = now
+			c.pingIfIdle()
+		}
 	case phase != p.phase || phase&1 == 0 || p.wait == 0: // life, or our own doing
 		if p.wait == 0 {
 			// 7/8 to 9/8, so that the sockets of a listener do not all ping at once.

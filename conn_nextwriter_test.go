@@ -29,7 +29,7 @@ type side struct {
 // onBoth runs a test with a socket that is being read, in both roles over each
 // plain transport. r has its events.
 func onBoth(t *testing.T, set *settings, f func(t *testing.T, c *WebSocket, r *recorder, s side)) {
-	for _, tr := range transports {
+	for _, tr := range slices.Concat(transports, foreignTransports) {
 		for _, dialled := range []bool{false, true} {
 			t.Run(tr.name+"/"+map[bool]string{false: "accepted", true: "dialled"}[dialled], func(t *testing.T) {
 				ours, theirs, portable := tr.pair(t)

@@ -56,15 +56,29 @@ func (c *WebSocket) writeWire(wire []byte, n int) {
 // Broadcast sends m to each of the sockets and returns how many took it. It
 // never waits: a socket whose queue is full, or that is closed, is passed over
 // and costs the others nothing. A message that cannot be sent is taken by none.
-func Broadcast(to iter.Seq[*WebSocket], m Message) int {
-	p, err := NewPreparedMessage(m)
-	if err != nil {
+func Broadcast(to iter.Seq[*WebSocket], m Message) int { return BroadcastFunc(to, m, nil) }
+
+// BroadcastFunc is [Broadcast] that calls missed for each socket that did not take
+// m, with the error that Send would have returned: ErrBufferFull where the queue is
+// full, one that wraps net.ErrClosed where the socket is not open any more. missed
+// runs on the caller's goroutine while to is gone through, and may close that
+// socket. It may be nil.
+func BroadcastFunc(to iter.Seq[*WebSocket], m Message, missed func(*WebSocket, error)) int {
+	p, wrong := NewPreparedMessage(m)
+	if wrong != nil && missed == nil {
 		return 0
 	}
 	took := 0
 	for c := range to {
-		if c.SendPrepared(p) == nil {
+		err := wrong
+		if err == nil {
+			err = c.SendPrepared(p)
+		}
+		switch {
+		case err == nil:
 			took++
+		case missed != nil:
+			missed(c, err)
 		}
 	}
 	return took

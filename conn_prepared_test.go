@@ -2,10 +2,12 @@ package peerws
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/peerws/peerws/internal/memnet"
@@ -120,6 +122,66 @@ func TestBroadcast(t *testing.T) {
 	if n := Broadcast(slices.Values(sockets), Message{Binary, payload}); n != 0 {
 		t.Errorf("%d closed sockets took it", n)
 	}
+}
+
+// BroadcastFunc names those who missed the message, and why.
+func TestBroadcastFunc(t *testing.T) {
+	type miss struct {
+		c   *WebSocket
+		err error
+	}
+	synctest.Test(t, func(t *testing.T) {
+		pipe := func(max int) (accepted, dialled *WebSocket) {
+			return Pipe(ListenConfig{MaxBufferedAmount: max, WriteTimeout: -1, PingInterval: -1}, Dialer{WriteTimeout: -1, PingInterval: -1})
+		}
+		good, goodPeer := pipe(0)
+		full, fullPeer := pipe(1000)
+		closing, closingPeer := pipe(0)
+		gone, gonePeer := pipe(0)
+		// A peer that does not read: as much as the pipe holds, then as much as the queue.
+		for range 3 {
+			full.SendBinary(make([]byte, 100_000))
+			synctest.Wait()
+		}
+		closing.CloseWith(4000, "bye")
+		gone.Abort()
+		<-gone.Done()
+		var missed []miss
+		note := func(c *WebSocket, err error) { missed = append(missed, miss{c, err}) }
+		all := slices.Values([]*WebSocket{full, good, closing, gone})
+
+		if n := BroadcastFunc(all, Message{Type: Text, Data: []byte("hi")}, note); n != 1 || len(missed) != 3 {
+			t.Fatalf("%d took it, missed %v", n, missed)
+		}
+		if m := missed[0]; m.c != full || !errors.Is(m.err, ErrBufferFull) {
+			t.Errorf("%v", m.err)
+		}
+		for i, c := range []*WebSocket{closing, gone} {
+			_, ok := errors.AsType[CloseEvent](missed[1+i].err)
+			if m := missed[1+i]; m.c != c || !ok || !errors.Is(m.err, net.ErrClosed) {
+				t.Errorf("%v", m.err)
+			}
+		}
+		if n := BroadcastFunc(all, Message{Type: Text, Data: []byte("hi")}, nil); n != 1 {
+			t.Errorf("%d took it", n)
+		}
+		// What cannot be sent is missed by all.
+		missed = nil
+		if n := BroadcastFunc(all, Message{Type: Text, Data: []byte("\xff")}, note); n != 0 || len(missed) != 4 || missed[1].c != good {
+			t.Errorf("%d took it, missed %v", n, missed)
+		}
+		if n := BroadcastFunc(all, Message{}, nil); n != 0 {
+			t.Errorf("%d took it", n)
+		}
+		// Who missed something may be closed at once.
+		BroadcastFunc(all, Message{Type: Text, Data: []byte("hi")}, func(c *WebSocket, _ error) { c.Abort() })
+		for _, c := range []*WebSocket{good, goodPeer, fullPeer, closingPeer, gonePeer} {
+			c.Abort()
+		}
+		for _, c := range []*WebSocket{good, full, closing, gone, goodPeer, fullPeer, closingPeer, gonePeer} {
+			<-c.Done()
+		}
+	})
 }
 
 func TestNoAllocations_Broadcast(t *testing.T) {

@@ -29,8 +29,12 @@ func (c *pacedConn) Read(p []byte) (int, error) {
 // and the Close frame behind them, is neither given up nor cut off.
 func TestProgress_SlowIsNotDead(t *testing.T) {
 	const count = 5
-	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
+	for name, kind := range map[string]struct{ secure, wrapped bool }{"plain": {}, "TLS": {secure: true}, "wrapped": {wrapped: true}, "TLS, wrapped": {true, true}} {
 		t.Run(name, func(t *testing.T) {
+			secure, listen := kind.secure, listen
+			if kind.wrapped {
+				listen = listenWrapped
+			}
 			t.Parallel()
 			ended := make(chan CloseEvent, 1)
 			cfg := ListenConfig{

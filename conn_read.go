@@ -49,7 +49,9 @@ func (c *WebSocket) started() {
 		c.lf.x.tasks = slices.Insert(c.lf.x.tasks, 0, func() { f(c) })
 	}
 	c.mu.Unlock()
+	c.goAway()
 	c.runTasks()
+	c.comeBack()
 }
 
 func (c *WebSocket) readLoop() verdict {
@@ -151,6 +153,9 @@ func (c *WebSocket) handle(ev event) verdict {
 	case evLastChunk:
 		c.core.release()
 	case evPing:
+		if c.rd.ahead && c.answeredAhead() {
+			break
+		}
 		c.pong(ev.data)
 	case evPong:
 		c.pongReceived(ev.data)
@@ -187,7 +192,9 @@ func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte)
 		end := int(c.rd.off)
 		c.lend(c.in.b[max(end-len(data)-maxHeaderSize, 0):end], min(end-len(data), maxHeaderSize))
 	}
+	c.goAway()
 	f(c, Message{MessageType(op), data})
+	c.comeBack()
 	if lent {
 		c.lend(nil, 0)
 	}
@@ -200,6 +207,11 @@ func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte)
 // fill waits for bytes and puts them behind c.in, or straight into the message
 // they belong to.
 func (c *WebSocket) fill() verdict {
+	if c.rd.ahead {
+		if v, ok := c.takeAhead(); ok {
+			return v
+		}
+	}
 	var n int
 	var err error
 	if c.raw != nil {
@@ -233,6 +245,15 @@ func (c *WebSocket) fill() verdict {
 // portableFill is one read of a connection that is no plain socket.
 func (c *WebSocket) portableFill() (n int, err error) {
 	nap := napOf(c.conn)
+	if f, ok := c.conn.(*foreignConn); ok {
+		c.settle()
+		c.beat()
+		err = f.await()
+		c.beat()
+		if err != nil {
+			return 0, err
+		}
+	}
 	for {
 		dst := c.room()
 		if nap == nil {
@@ -333,24 +354,42 @@ func (c *WebSocket) readFailed(err error) verdict {
 		return vEnded
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		c.mu.Lock()
-		x := c.seldom()
-		dead := x.overdue()
-		if !c.aborted.Load() && !dead {
-			c.conn.SetReadDeadline(x.readUntil)
+		if v, ours := c.wokenUp(); ours {
+			return v
 		}
-		c.mu.Unlock()
-		if dead {
-			return vEnded
-		}
-		c.runTasks()
-		return vMore
 	}
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF // it came without a Close frame
 	}
 	c.because(InitiatorNetwork, err)
 	return vEnded
+}
+
+// wokenUp looks at what the reader was woken for. A time-out that nobody here has
+// asked for may be from a deadline that the program left on its transport; the
+// second one is the transport's end, for it would come again and again.
+func (c *WebSocket) wokenUp() (v verdict, ours bool) {
+	c.mu.Lock()
+	x := c.rareLocked()
+	dead := x.overdue()
+	ours = x.woken || dead || !x.odd
+	if !x.woken {
+		x.odd = true
+	}
+	x.woken = !x.readUntil.IsZero()
+	if !c.aborted.Load() && !dead {
+		c.conn.SetReadDeadline(x.readUntil)
+	}
+	c.mu.Unlock()
+	switch {
+	case dead:
+		return vEnded, true
+	case ours:
+		c.goAway()
+		c.runTasks()
+		c.comeBack()
+	}
+	return vMore, ours
 }
 
 // drain throws away what the peer still sends, until it ends its side or the

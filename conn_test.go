@@ -158,7 +158,7 @@ func waitDone(t testing.TB, c *WebSocket) CloseEvent {
 // onEach runs a test with an accepted socket that is being read, and its peer,
 // over each transport, those of TLS included.
 func onEach(t *testing.T, f func(t *testing.T, c *WebSocket, r *recorder, p peer)) {
-	for _, tr := range slices.Concat(transports, tlsTransports) {
+	for _, tr := range slices.Concat(transports, tlsTransports, foreignTransports) {
 		t.Run(tr.name, func(t *testing.T) {
 			ours, theirs, portable := tr.pair(t)
 			theirs.SetDeadline(time.Now().Add(10 * time.Second))

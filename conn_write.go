@@ -330,7 +330,7 @@ func (c *WebSocket) writeLoop() {
 	op.many, op.park = true, true
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if b := w.moreLocked(); c.raw != nil && !b.short {
+	if b := w.moreLocked(); !b.short && (c.raw != nil || foreignOf(c.conn) != nil) {
 		b.short = true
 		keepQueueShort(c.conn)
 	}
@@ -375,9 +375,10 @@ func (c *WebSocket) writeLoop() {
 
 // writeWait writes some of op.vec, waiting for room. Only the writer goroutine
 // calls it, without wmu.
-func (c *WebSocket) writeWait(op *write) (int, error) {
+func (c *WebSocket) writeWait(op *write) (n int, err error) {
 	d := c.set.writeTimeout
-	if c.raw == nil {
+	f, foreign := c.conn.(*foreignConn)
+	if c.raw == nil && !foreign {
 		if d > 0 {
 			c.setWriteDeadline(time.Now().Add(d))
 		}
@@ -388,9 +389,17 @@ func (c *WebSocket) writeWait(op *write) (int, error) {
 		if d > 0 {
 			c.setWriteDeadline(time.Now().Add(max(d/stallParts, 1)))
 		}
-		n := c.writeOnce(op)
-		if n > 0 || !errors.Is(op.err, os.ErrDeadlineExceeded) || c.aborted.Load() || s.over(c.conn) {
-			return n, op.err
+		if foreign {
+			n, err = f.Write(op.vec[0][:min(len(op.vec[0]), f.piece)])
+		} else {
+			n = c.writeOnce(op)
+			err = op.err
+		}
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || c.aborted.Load() || s.over(c.conn) {
+			if foreign {
+				f.pace(n, s.quiet > 0)
+			}
+			return n, err
 		}
 		if s.quiet == 0 {
 			c.wroteSome()
@@ -439,7 +448,7 @@ func (c *WebSocket) readForLocked(patience time.Duration) {
 		c.openGateLocked()
 	})
 	if !c.aborted.Load() && x.tasks == nil { // tasks have woken the reader, which will set it
-		c.conn.SetReadDeadline(x.readUntil)
+		c.wakeLocked(x.readUntil)
 	}
 }
 

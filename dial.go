@@ -31,7 +31,8 @@ type Dialer struct {
 
 	// TLSConfig is for wss and for an https proxy, which is held against its own
 	// name. nil: the system's trust, the URL's host name. HTTP/1.1 is all that is
-	// agreed on.
+	// agreed on. Renegotiation works if it is allowed; with TLS 1.2 that costs one
+	// more goroutine.
 	TLSConfig *tls.Config
 
 	// Proxy returns the proxy for a request, whose URL has the scheme http for
@@ -44,7 +45,11 @@ type Dialer struct {
 	Proxy func(*http.Request) (*url.URL, error)
 
 	// NetDial makes the transport, to the proxy if there is one. nil: a
-	// net.Dialer, which tries IPv6 and IPv4 at the same time (RFC 6555).
+	// net.Dialer, which tries IPv6 and IPv4 at the same time (RFC 6555). Of a
+	// transport that is not a TCP or Unix socket itself, such as a channel of SSH,
+	// only Read, Write and Close need work: its deadlines are not used, and what
+	// does not return in time, NetDial included, is left behind on a goroutine of
+	// its own. It has one more goroutine and 4 KiB than a socket.
 	NetDial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	HandshakeTimeout  time.Duration // name lookup, transport, proxy, TLS and handshake together; 0: 10 s
@@ -134,7 +139,7 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 	if err := checkProtocols(protocols); err != nil {
 		return nil, nil, err
 	}
-	if err := checkHeader("request header", d.Header, "Host", "Sec-Websocket-Key"); err != nil {
+	if err := checkHeader("request header", d.Header, "Host"); err != nil {
 		return nil, nil, err
 	}
 	header := make(http.Header, len(d.Header)) // a copy: NewWebSocket reads it later
@@ -291,11 +296,7 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 		to = proxyAddr(proxy)
 		what = "proxy " + to
 	}
-	dial := d.NetDial
-	if dial == nil {
-		dial = new(net.Dialer).DialContext
-	}
-	socket, err := dial(ctx, "tcp", to)
+	socket, err := d.transport(ctx, to)
 	if err != nil {
 		return failed("connecting to "+what, err)
 	}
@@ -304,23 +305,33 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 	conn, early, what, err := d.establish(ctx, socket, proxy, c, a)
 	if err == nil && !stop() { // socket's deadline may be past already
 		early.free()
+		transportOf(conn).Close()
 		err = context.Cause(ctx)
 	}
 	if err != nil {
 		socket.Close()
 		return failed(what, err)
 	}
+	conn = wrapTLS(conn)
+	if givenUp := c.opened(conn, early); givenUp != nil {
+		transportOf(conn).Close()
+		early.free()
+		return failed("given up", givenUp)
+	}
+	return nil
+}
+
+// opened makes c OPEN, unless it was closed while it was connecting: then it
+// returns why.
+func (c *WebSocket) opened(conn net.Conn, early *buffer) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.aborted.Load() { // closed while it was connecting
-		socket.Close()
-		early.free()
-		return failed("given up", c.seldom().cause)
+	if c.aborted.Load() {
+		return c.seldom().cause
 	}
 	c.wr.shut = false
-	conn = wrapTLS(conn)
 	beginTLS(conn, c.set.writeTimeout)
 	c.open(conn, true, early)
 	return nil
@@ -328,8 +339,13 @@ func (d *Dialer) connect(ctx context.Context, c *WebSocket, a *attempt) error {
 
 // establish takes a transport to the peer or its proxy through all handshakes.
 // It returns what the engine is to use, and what has come early; on failure,
-// with which step.
+// with which step, and everything is closed.
 func (d *Dialer) establish(ctx context.Context, conn net.Conn, proxy *url.URL, c *WebSocket, a *attempt) (_ net.Conn, early *buffer, step string, err error) {
+	defer func() {
+		if err != nil {
+			transportOf(conn).Close()
+		}
+	}()
 	if proxy != nil {
 		if conn, err = d.tunnel(ctx, conn, proxy, a.addr); err != nil {
 			return nil, nil, "proxy " + proxyAddr(proxy), err
@@ -354,7 +370,7 @@ func (d *Dialer) establish(ctx context.Context, conn net.Conn, proxy *url.URL, c
 }
 
 // startTLS does the TLS handshake with the holder of a name. The deadlines are
-// the caller's.
+// the caller's. With an error it returns what is to be closed.
 func (d *Dialer) startTLS(ctx context.Context, conn net.Conn, name string) (net.Conn, error) {
 	cfg := &tls.Config{}
 	if d.TLSConfig != nil {
@@ -363,7 +379,15 @@ func (d *Dialer) startTLS(ctx context.Context, conn net.Conn, name string) (net.
 	cfg.ServerName = name
 	cfg.NextProtos = []string{protoHTTP} // there is no Upgrade in HTTP/2
 	t := tls.Client(&steadyConn{Conn: conn}, cfg)
-	return t, t.HandshakeContext(ctx)
+	if err := t.HandshakeContext(ctx); err != nil {
+		return t, err
+	}
+	if cfg.Renegotiation != tls.RenegotiateNever && t.ConnectionState().Version < tls.VersionTLS13 {
+		// A handshake may begin in any Read, and a deadline in the middle of one
+		// would be the end of it.
+		return newForeign(t), nil
+	}
+	return t, nil
 }
 
 // handshake sends the request and checks the answer. It returns what came

@@ -55,7 +55,8 @@ func proxyAddr(proxy *url.URL) string {
 }
 
 // tunnel has the proxy at the other end of conn connect to addr. What it
-// returns is the connection to that. The deadlines are the caller's.
+// returns is the connection to that, or with an error what is to be closed. The
+// deadlines are the caller's.
 func (d *Dialer) tunnel(ctx context.Context, conn net.Conn, proxy *url.URL, addr string) (net.Conn, error) {
 	switch proxy.Scheme {
 	case "socks5", "socks5h":
@@ -63,7 +64,7 @@ func (d *Dialer) tunnel(ctx context.Context, conn net.Conn, proxy *url.URL, addr
 	case "https":
 		t, err := d.startTLS(ctx, conn, proxy.Hostname())
 		if err != nil {
-			return nil, err
+			return t, err
 		}
 		conn = t
 	}
@@ -78,26 +79,26 @@ func (d *Dialer) connectHTTP(conn net.Conn, user *url.Userinfo, addr string) (ne
 		req = fmt.Appendf(req, "Proxy-Authorization: Basic %s\r\n", base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password)))
 	}
 	if _, err := conn.Write(append(req, "\r\n"...)); err != nil {
-		return nil, err
+		return conn, err
 	}
 	most := d.maxHead()
 	b := newBuffer(most)
 	defer b.free()
 	size, err := readAnswer(conn, b, most)
 	if r, ok := err.(*refusal); ok {
-		return nil, &HandshakeError{Reason: "the proxy's answer is not HTTP/1.1, or larger than MaxHeaderBytes", Err: r}
+		return conn, &HandshakeError{Reason: "the proxy's answer is not HTTP/1.1, or larger than MaxHeaderBytes", Err: r}
 	} else if err != nil {
-		return nil, err
+		return conn, err
 	}
 	var h head // of HTTP/1.0 from many proxies; a tunnel is the same in both
 	status, r := h.parseResponse(b.b[:size])
 	if r != nil {
-		return nil, &HandshakeError{Reason: "the proxy's answer is malformed", Err: r}
+		return conn, &HandshakeError{Reason: "the proxy's answer is malformed", Err: r}
 	}
 	if status < 200 || status > 299 {
 		e := &HandshakeError{Reason: fmt.Sprintf("the proxy answered %d %s", status, http.StatusText(status))}
 		e.explain(conn, b.b[:size], b.b[size:])
-		return nil, e
+		return conn, e
 	}
 	if rest := b.b[size:]; len(rest) > 0 { // the other end has spoken already
 		return &earlyConn{conn, bytes.Clone(rest)}, nil

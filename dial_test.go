@@ -710,7 +710,7 @@ func TestNewWebSocket_Events(t *testing.T) {
 	}{
 		{"opens, and the peer closes", Dialer{}, opens(hello + close1000), nil, []string{"open", `text "Hello"`, `close 1000 "" clean=true by peer`}},
 		{"refused", Dialer{}, func(r *remote) func() {
-			return r.serve(func(*http.Request, string) string { return string(errOrigin.response()) })
+			return r.serve(func(*http.Request, string) string { return string((&refusal{403, nil, "Not this page."}).response()) })
 		}, nil, []string{handshake + "the listener answered 403", `close 1006 "" clean=false by network`}},
 		{"nobody there", Dialer{NetDial: func(context.Context, string, string) (net.Conn, error) { return nil, os.ErrNotExist }}, nil, nil,
 			[]string{handshake + "connecting to remote:9000: file does not exist", `close 1006 "" clean=false by network`}},

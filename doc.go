@@ -41,7 +41,8 @@
 // who ended it and why: what the peer did wrong is a [ProtocolError] or a
 // [LimitError] in it, what the program did wrong a [SyntaxError] at the call.
 //
-// Peers that fall silent are pinged, and given up if they stay so. A context
+// Peers that fall silent are pinged, and given up if they stay so. Their own pings are
+// answered also while the program is busy, behind up to 16 KiB of messages. A context
 // that ends ends only the wait, never the connection.
 //
 // In every option zero stands for the default and negative for off.
@@ -50,7 +51,8 @@
 //
 // Programs always may. A web page may if its origin is in AllowedOrigins, or if
 // it comes from the very host it connects to and that is an IP address,
-// localhost or one of AllowedHosts. ListenConfig.Authorize can ask for more.
+// localhost or one of AllowedHosts. ListenConfig.Authorize can ask for more, and
+// ListenConfig.Respond gives the answer a cookie, or another subprotocol.
 //
 // # Whether peers can reach it
 //

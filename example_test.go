@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/peerws/peerws"
 	"github.com/peerws/peerws/nat"
@@ -205,6 +207,110 @@ func ExampleLimitError() {
 	}
 	<-dialled.Done()
 	// Output: MaxMessageSize 10 19
+}
+
+// What the answer says can depend on who asks: here a cookie, and a subprotocol
+// that has the room in its name. Authorize and OnConnection share what the first
+// has found out.
+func ExampleListenConfig_respond() {
+	type user struct{}
+	ln := peerws.NewPipeListener()
+	l, err := peerws.ListenConfig{
+		Authorize: func(r *http.Request) error {
+			name, _, ok := r.BasicAuth()
+			if !ok {
+				return &peerws.RejectError{Status: http.StatusUnauthorized, Header: http.Header{"Www-Authenticate": {"Basic"}}}
+			}
+			*r = *r.WithContext(context.WithValue(r.Context(), user{}, name))
+			return nil
+		},
+		Respond: func(r *http.Request, a *peerws.Answer) {
+			a.Header.Add("Set-Cookie", fmt.Sprint("user=", r.Context().Value(user{}), "; HttpOnly"))
+			if room, ok := strings.CutPrefix(r.URL.Path, "/rooms/"); ok {
+				a.Protocol = "room-" + room
+			}
+		},
+		OnConnection: func(c *peerws.WebSocket) {
+			c.SendText(fmt.Sprint("hello ", c.Request().Context().Value(user{})))
+		},
+	}.Serve(ln)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+
+	d := ln.Dialer()
+	d.Header = http.Header{}
+	d.Header.Set("Authorization", "Basic YW5uOg==") // ann, without a password
+	c, err := d.Dial(context.Background(), "ws://chat.example/rooms/7", "room-6", "room-7")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(c.Protocol(), c.Request().Response.Header.Get("Set-Cookie"))
+	m, err := c.Read(context.Background())
+	fmt.Println(string(m.Data), err)
+	c.Close()
+	<-c.Done()
+	// Output:
+	// room-7 user=ann; HttpOnly
+	// hello ann <nil>
+}
+
+// A program's doors, tested without a network: who may come in, and what a path
+// leads to.
+func ExamplePipeListener() {
+	ln := peerws.NewPipeListener()
+	l, err := peerws.ListenConfig{
+		OnConnection: func(c *peerws.WebSocket) {
+			c.SendText(c.Request().URL.Path + " in " + c.Protocol())
+		},
+	}.Serve(ln, "chat.v2", "chat.v1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+
+	d := ln.Dialer()
+	c, err := d.Dial(context.Background(), "ws://chat.example/rooms/7", "chat.v1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	m, err := c.Read(context.Background())
+	fmt.Println(string(m.Data), err)
+	c.Close()
+	<-c.Done()
+
+	d.Header = http.Header{"Origin": {"https://evil.example"}}
+	_, err = d.Dial(context.Background(), "ws://chat.example/rooms/7", "chat.v1")
+	if refused, ok := errors.AsType[*peerws.HandshakeError](err); ok {
+		fmt.Println(refused.Status)
+	}
+	// Output:
+	// /rooms/7 in chat.v1 <nil>
+	// 403
+}
+
+// Who does not keep up is let go.
+func ExampleBroadcastFunc() {
+	a, peerA := peerws.Pipe(peerws.ListenConfig{}, peerws.Dialer{})
+	b, _ := peerws.Pipe(peerws.ListenConfig{}, peerws.Dialer{})
+	b.Abort()
+	<-b.Done()
+	room := map[*peerws.WebSocket]string{a: "ann", b: "bob"}
+	peerws.BroadcastFunc(maps.Keys(room), peerws.Message{Type: peerws.Text, Data: []byte("hello")}, func(c *peerws.WebSocket, err error) {
+		if errors.Is(err, peerws.ErrBufferFull) {
+			c.CloseWith(peerws.StatusTryAgainLater, "too slow")
+		}
+		fmt.Println(room[c], "missed it:", errors.Is(err, net.ErrClosed))
+		delete(room, c)
+	})
+	m, err := peerA.Read(context.Background())
+	fmt.Println(string(m.Data), err)
+	peerA.Close()
+	<-peerA.Done()
+	// Output:
+	// bob missed it: true
+	// hello <nil>
 }
 
 // To many sockets at once: framed once, and nobody waits for anybody.

@@ -126,7 +126,7 @@ func BenchmarkHandshakeCodec(b *testing.B) {
 				if r != nil {
 					b.Fatal(r)
 				}
-				out = o.appendAnswer(out[:0], nil, protocols)
+				out = o.appendAnswer(out[:0], nil, chosen(o, protocols))
 				h.free()
 			}
 		})

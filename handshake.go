@@ -32,8 +32,8 @@ var (
 	errVersionTwice = &refusal{400, nil, "The request needs exactly one Sec-WebSocket-Version."}
 	errKey          = &refusal{400, nil, "The request needs one Sec-WebSocket-Key of 16 bytes in base64."}
 	errOrigins      = &refusal{400, nil, "The request has more than one Origin."}
-	errOrigin       = &refusal{403, nil, "Pages of this origin may not connect here unless AllowedOrigins lists it."}
-	errOriginHost   = &refusal{403, nil, "Pages of this host may not connect to it unless AllowedHosts lists its name."}
+	errOrigin       = &refusal{403, nil, "Pages of %s may not connect to %s unless AllowedOrigins lists their origin."} // see originRefused
+	errOriginHost   = &refusal{403, nil, "Pages of %s may not connect to %s unless AllowedHosts lists that name."}
 	errProtocols    = &refusal{400, nil, "The request's Sec-WebSocket-Protocol is malformed."}
 	errNoProtocol   = &refusal{400, nil, "None of the offered subprotocols is spoken here."}
 	errFull         = &refusal{503, nil, "This peer has no room for another connection."}
@@ -45,14 +45,22 @@ var (
 var upgradeHeader = http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-WebSocket-Version": {"13"}}
 
 // response renders a refusal. The connection ends with it.
-func (r *refusal) response() []byte { return r.responseTo(http.MethodGet) }
+func (r *refusal) response() []byte { return r.responseTo(http.MethodGet, nil) }
 
 // responseTo is response to a request with a method: HEAD gets no body (RFC
-// 9110 §9.3.2).
-func (r *refusal) responseTo(method string) []byte {
+// 9110 §9.3.2). outer are rendered header lines of handlers around.
+func (r *refusal) responseTo(method string, outer []byte) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nConnection: close\r\n", r.status, http.StatusText(r.status))
+	if len(outer) > 0 {
+		outer = appendOthers(nil, outer, http.Header{"X-Content-Type-Options": nil})
+		b.Write(appendOthers(nil, outer, r.header))
+	}
 	r.header.Write(&b)
+	if r.status == http.StatusNotModified { // it ends with its head, RFC 9112 §6.3
+		b.WriteString("\r\n")
+		return b.Bytes()
+	}
 	fmt.Fprintf(&b, "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: %d\r\n\r\n", len(r.text)+1)
 	if method != http.MethodHead {
 		b.WriteString(r.text)
@@ -131,7 +139,9 @@ func (h *head) wantsUpgrade() bool { return h.hasToken("Upgrade", "websocket") }
 type opening struct {
 	host, target []byte // windows into the head, like key
 	protocol     int    // index in the listener's and 1, or 0
+	foreign      bool   // only others than the listener's are offered, of which Respond may choose
 	key          []byte
+	head         *head // of the request, valid as long as the windows are
 }
 
 // checkRequest holds a request that wants an upgrade against RFC 6455 §4.2.1,
@@ -169,11 +179,11 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	case origins > 1:
 		return o, errOrigins
 	case origins == 1:
-		if r := p.check(string(origin), h.authority(host)); r != nil {
+		if r := p.check(string(origin), h.authority(host), h.ours); r != nil {
 			return o, r
 		}
 	}
-	o.key, o.host, o.target = key, host, target
+	o.key, o.host, o.target, o.head = key, host, target, h
 	o.protocol, r = chooseProtocol(h, protocols)
 	return o, r
 }
@@ -316,13 +326,14 @@ func checkProtocols(protocols []string) error {
 const answerSize = 256
 
 // appendAnswer appends the response to an accepted request (RFC 6455 §4.2.2),
-// with the rendered header lines of the program's behind its own.
-func (o *opening) appendAnswer(b, header []byte, protocols []string) []byte {
+// with the subprotocol, if there is one, and the rendered header lines of the program's
+// behind its own.
+func (o *opening) appendAnswer(b, header []byte, protocol string) []byte {
 	b = append(b, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
 	b = appendAccept(b, o.key)
-	if o.protocol > 0 {
+	if protocol != "" {
 		b = append(b, "\r\nSec-WebSocket-Protocol: "...)
-		b = append(b, protocols[o.protocol-1]...)
+		b = append(b, protocol...)
 	}
 	b = append(b, "\r\n"...)
 	b = append(b, header...)
@@ -346,11 +357,10 @@ func checkHeader(what string, h http.Header, own ...string) error {
 		}
 		key := http.CanonicalHeaderKey(name)
 		switch key {
-		case "Upgrade", "Connection", "Content-Length", "Transfer-Encoding",
-			"Sec-Websocket-Accept", "Sec-Websocket-Protocol", "Sec-Websocket-Extensions", "Sec-Websocket-Version":
+		case "Upgrade", "Connection", "Content-Length", "Transfer-Encoding":
 			return &SyntaxError{what, name, "belongs to the handshake"}
 		}
-		if slices.Contains(own, key) {
+		if strings.HasPrefix(key, "Sec-Websocket-") || slices.Contains(own, key) {
 			return &SyntaxError{what, name, "belongs to the handshake"}
 		}
 		for _, v := range values {

@@ -93,7 +93,7 @@ func FuzzHandshake(f *testing.F) {
 			t.Fatalf("%q was chosen of %q", chosen(o, protocols), offered)
 		}
 
-		answer := o.appendAnswer(nil, nil, protocols)
+		answer := o.appendAnswer(nil, nil, chosen(o, protocols))
 		a, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(answer)), r)
 		if err != nil || a.StatusCode != http.StatusSwitchingProtocols || a.Header.Get("Sec-WebSocket-Accept") != acceptKey(key) || a.Header.Get("Sec-WebSocket-Protocol") != chosen(o, protocols) {
 			t.Fatalf("%q: %v", answer, err)
@@ -111,7 +111,7 @@ func FuzzHandshake(f *testing.F) {
 		if refused != nil || !bytes.Equal(again.host, o.host) || string(again.target) != target || again.protocol != o.protocol {
 			t.Fatalf("by way of net/http: %v, %+v, want %+v", refused, again, o)
 		}
-		if other := again.appendAnswer(nil, nil, protocols); !bytes.Equal(other, answer) {
+		if other := again.appendAnswer(nil, nil, chosen(again, protocols)); !bytes.Equal(other, answer) {
 			t.Fatalf("by way of net/http %q, want %q", other, answer)
 		}
 		kept := h.keep(len(raw))

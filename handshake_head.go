@@ -26,6 +26,7 @@ func (f *field) is(name string) bool {
 type head struct {
 	method, target, proto []byte // of a request
 	secure                bool   // the request came over TLS
+	ours                  string // a host name that is ours, as TLS or the program's mux shows
 	fields                []field
 	store                 [maxFields]field
 }

@@ -1,8 +1,10 @@
 package peerws
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -11,7 +13,8 @@ import (
 //
 // Origin == Host alone proves nothing: a page of evil.example whose name was
 // made to point at this machine (DNS rebinding) sends both with its own name.
-// So the name must also be one we know to be ours.
+// So the name must also be one we know to be ours. Over TLS it is: a browser has
+// compared the name with our certificate before it sent a request.
 type policy struct {
 	origins []string // serialised, lower case; or "*", "null", "file://"
 	hosts   []string // names of ours, as hostName makes them
@@ -56,8 +59,9 @@ func hostName(s string) (string, bool) {
 func opaqueOrigin(o string) bool { return o == "null" || o == "file://" }
 
 // check returns nil if a page of origin may connect to host, both as they stand in
-// the request, or else why not.
-func (p *policy) check(origin, host string) *refusal {
+// the request, or else why not. ours is a name that this request proves to be
+// ours, or "".
+func (p *policy) check(origin, host, ours string) *refusal {
 	if slices.Contains(p.origins, "*") || opaqueOrigin(origin) && slices.Contains(p.origins, origin) {
 		return nil
 	}
@@ -79,10 +83,50 @@ func (p *policy) check(origin, host string) *refusal {
 	if withPort(authority, scheme) != withPort(strings.ToLower(host), scheme) {
 		return errOrigin
 	}
-	if name, _, ok := splitHost(strings.ToLower(host)); !ok || !p.knows(name) {
+	name, _, ok := splitHost(strings.ToLower(host))
+	if !ok || !p.knows(name) && (ours == "" || !sameName(name, ours)) {
 		return errOriginHost
 	}
 	return nil
+}
+
+// sameName compares host names, with or without the dot that may end them.
+func sameName(a, b string) bool {
+	return strings.EqualFold(strings.TrimSuffix(a, "."), strings.TrimSuffix(b, "."))
+}
+
+// An originError is why a page was refused.
+type originError struct {
+	text string // for the peer
+}
+
+func (e *originError) Error() string { return e.text }
+
+// originRefused makes r, if check said it, one that names the request's origin and
+// host. Both are the peer's words: they are quoted, and cut.
+func originRefused(r *refusal, h *head) error {
+	if r != errOrigin && r != errOriginHost {
+		return r
+	}
+	const most = 100 // bytes
+	origin, _ := h.get("Origin")
+	host, _ := h.get("Host")
+	if a, _, no := splitTarget(h.target, host); no == nil {
+		host = a
+	}
+	if r == errOriginHost {
+		if name, _, ok := splitHost(string(host)); ok {
+			host = []byte(name)
+		}
+	}
+	quote := func(b []byte) string {
+		if len(b) > most {
+			b = append(b[:most:most], "..."...)
+		}
+		return strconv.QuoteToASCII(string(b))
+	}
+	text := fmt.Sprintf(r.text, quote(origin), quote(host))
+	return &rejection{&refusal{r.status, r.header, text}, &originError{text}}
 }
 
 // knows reports whether name is ours whatever a name server says: nobody else

@@ -1,7 +1,17 @@
 package peerws
 
 import (
+	"bytes"
+	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
 	"testing"
 )
 
@@ -135,7 +145,7 @@ func TestSection10_2_Origin(t *testing.T) {
 			t.Errorf("%q %q: %v", c.origins, c.hosts, err)
 			continue
 		}
-		if got := p.check(c.origin, c.host) == nil; got != c.want {
+		if got := p.check(c.origin, c.host, "") == nil; got != c.want {
 			t.Errorf("origins %q, hosts %q: Origin %q to Host %q: %v", c.origins, c.hosts, c.origin, c.host, got)
 		}
 	}
@@ -165,7 +175,7 @@ func TestPolicy_ListenerAddress(t *testing.T) {
 		"http://other.example:9000": true,
 		"http://evil.example:9000":  false,
 	} {
-		if got := l.policy.check(origin, origin[len("http://"):]) == nil; got != want {
+		if got := l.policy.check(origin, origin[len("http://"):], "") == nil; got != want {
 			t.Errorf("%s: %v", origin, got)
 		}
 	}
@@ -210,5 +220,152 @@ func wantSyntaxError(t *testing.T, err error, what, value string) {
 	e, ok := errors.AsType[*SyntaxError](err)
 	if !ok || e.What != what || e.Value != value || e.Reason == "" {
 		t.Errorf("%s %q: error %v", what, value, err)
+	}
+}
+
+// A page whose Host is a name of ours need not be listed where the request shows
+// that: by TLS, in which a browser has compared the name with our certificate, or
+// by the host in the pattern of the program's mux.
+func TestOrigin_ProvenName(t *testing.T) {
+	try := func(t *testing.T, addr net.Addr, scheme, host, origin, serverName string) error {
+		_, port, _ := net.SplitHostPort(addr.String())
+		if port == "443" || port == "80" {
+			t.Skip("the port is a default")
+		}
+		_, pool := testTrust()
+		d := Dialer{
+			Header:    http.Header{"Origin": {strings.ReplaceAll(origin, "PORT", port)}},
+			TLSConfig: &tls.Config{RootCAs: pool, ServerName: serverName},
+			NetDial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, network, addr.String())
+			},
+		}
+		c, err := d.Dial(t.Context(), scheme+"://"+host+":"+port+"/chat")
+		if err == nil {
+			c.Abort()
+		}
+		return err
+	}
+	for name, serve := range map[string]func(t *testing.T, c ListenConfig) net.Addr{
+		"Listen": func(t *testing.T, c ListenConfig) net.Addr {
+			c.TLSConfig = serverConfig()
+			return listen(t, c).Addr()
+		},
+		"Listen, HTTP": func(t *testing.T, c ListenConfig) net.Addr {
+			c.TLSConfig, c.HTTP = serverConfig(), page
+			return listen(t, c).Addr()
+		},
+		"Handler": func(t *testing.T, c ListenConfig) net.Addr {
+			_, s := mount(t, c, func(s *httptest.Server) {
+				s.TLS = serverConfig()
+				s.StartTLS()
+			})
+			return s.Listener.Addr()
+		},
+	} {
+		t.Run("TLS/"+name, func(t *testing.T) {
+			addr := serve(t, ListenConfig{OnConnection: echoing})
+			for _, host := range []string{"home.example", "HOME.example"} {
+				if err := try(t, addr, "wss", host, "https://home.example:PORT", "home.example"); err != nil {
+					t.Errorf("%s: %v", host, err)
+				}
+			}
+			for _, c := range [][3]string{ // host, origin, server name
+				{"evil.example", "https://evil.example:PORT", "home.example"},
+				{"home.example", "https://home.example:PORT", "localhost"},
+				{"home.example", "https://evil.example:PORT", "home.example"},
+				{"home.example", "https://home.example", "home.example"},
+				{"home.example", "http://home.example", "home.example"},
+				{"evil.example", "https://evil.example:PORT", "127.0.0.1"}, // no name is sent
+			} {
+				if h, ok := errors.AsType[*HandshakeError](try(t, addr, "wss", c[0], c[1], c[2])); !ok || h.Status != 403 {
+					t.Errorf("%q: %v", c, h)
+				}
+			}
+		})
+	}
+	t.Run("ServeMux", func(t *testing.T) {
+		_, h, err := ListenConfig{OnConnection: func(c *WebSocket) { c.Abort() }}.Handler()
+		if err != nil {
+			t.Fatal(err)
+		}
+		mux := http.NewServeMux()
+		mux.Handle("GET home.example/chat", h)
+		mux.Handle("/chat", h)
+		s := httptest.NewServer(mux)
+		defer s.Close()
+		if err := try(t, s.Listener.Addr(), "ws", "home.example", "http://home.example:PORT", ""); err != nil {
+			t.Error(err)
+		}
+		for _, c := range [][2]string{{"evil.example", "http://evil.example:PORT"}, {"home.example", "http://evil.example:PORT"}} {
+			if h, ok := errors.AsType[*HandshakeError](try(t, s.Listener.Addr(), "ws", c[0], c[1], "")); !ok || h.Status != 403 {
+				t.Errorf("%q: %v", c, h)
+			}
+		}
+	})
+}
+
+func TestPatternHost(t *testing.T) {
+	for pattern, want := range map[string]string{
+		"": "", "/": "", "/chat": "", "a.example/": "a.example", "GET a.example/chat": "a.example", "GET /chat": "", "GET  a.example/{x...}": "a.example", "GET a.example/a b": "a.example",
+	} {
+		if got := patternHost(pattern); got != want {
+			t.Errorf("%q: %q", pattern, got)
+		}
+	}
+}
+
+// The answer to a page says who was refused and which option would let it in, and
+// so does the log, at Warn and once a page, of a limited number of pages.
+func TestOrigin_RefusalIsClear(t *testing.T) {
+	for name, mounted := range map[string]bool{"Listen": false, "Handler": true} {
+		t.Run(name, func(t *testing.T) {
+			var mu sync.Mutex
+			var logged bytes.Buffer
+			config := ListenConfig{OnConnection: echoing, Logger: slog.New(slog.NewTextHandler(&lockedWriter{&mu, &logged}, nil))}
+			var addr string
+			if mounted {
+				_, s := mount(t, config, func(s *httptest.Server) { s.Start() })
+				addr = s.Listener.Addr().String()
+			} else {
+				addr = listen(t, config).Addr().String()
+			}
+			refused := func(host, origin string) string {
+				t.Helper()
+				d := Dialer{Header: http.Header{"Origin": {origin}}, NetDial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+					return (&net.Dialer{}).DialContext(ctx, network, addr)
+				}}
+				_, err := d.Dial(t.Context(), "ws://"+host+"/chat")
+				h, ok := errors.AsType[*HandshakeError](err)
+				if !ok || h.Status != 403 {
+					t.Fatalf("%v", err)
+				}
+				return string(h.Body)
+			}
+			long := strings.Repeat("x", 300)
+			for _, c := range [][3]string{
+				{"10.0.0.1:9000", "https://page.example", `Pages of "https://page.example" may not connect to "10.0.0.1:9000" unless AllowedOrigins lists their origin.`},
+				{"room.example:9000", "http://room.example:9000", `Pages of "http://room.example:9000" may not connect to "room.example" unless AllowedHosts lists that name.`},
+				{"room.example:9000", "https://" + long, `Pages of "https://` + long[:92] + `..." may not connect to "room.example:9000" unless AllowedOrigins lists their origin.`},
+				{"10.0.0.1:9000", "\"\xff<script>", `Pages of "\"\xff<script>" may not connect to "10.0.0.1:9000" unless AllowedOrigins lists their origin.`},
+			} {
+				for range 3 {
+					if got := refused(c[0], c[1]); got != c[2]+"\n" {
+						t.Errorf("%q", got)
+					}
+				}
+			}
+			for i := range 2 * originsMost {
+				refused("10.0.0.1", fmt.Sprintf("https://page%d.example", i))
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if n := strings.Count(logged.String(), "level=WARN"); n != originsMost {
+				t.Errorf("%d records", n)
+			}
+			if n := strings.Count(logged.String(), "unless AllowedHosts lists that name"); n != 1 && n != 2 { // and perhaps one at Info
+				t.Errorf("%d records of a page", n)
+			}
+		})
 	}
 }

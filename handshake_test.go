@@ -387,7 +387,7 @@ func TestSection4_2_2_Answer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := o.appendAnswer(nil, l.header, []string{"chat", "superchat"}); string(got) != want+lines+"\r\n" {
+			if got := o.appendAnswer(nil, l.header, c.protocol); string(got) != want+lines+"\r\n" {
 				t.Errorf("%s: %q", c.name, got)
 			}
 		}
@@ -750,6 +750,8 @@ func TestResponseHeader(t *testing.T) {
 		"sec-websocket-protocol":   "chat",
 		"Sec-WebSocket-Extensions": "permessage-deflate",
 		"Sec-WebSocket-Version":    "13",
+		"Sec-WebSocket-Key":        "a",
+		"sec-websocket-other":      "a",
 	} {
 		_, err := ListenConfig{ResponseHeader: http.Header{name: {value}}}.Listen(t.Context(), 0)
 		wantSyntaxError(t, err, "response header", name)
@@ -936,11 +938,15 @@ func TestHandshakeTimeout(t *testing.T) {
 			k.wantBytes("echo", hello)
 		})
 	})
-	t.Run("holds for Authorize", func(t *testing.T) {
-		c := ListenConfig{Authorize: func(*http.Request) error { time.Sleep(11 * time.Second); return nil }}
-		inBubble(t, c, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
-			dial(upgrade).wantEnd(time.Now())
-		})
+	t.Run("holds for the program", func(t *testing.T) {
+		for _, c := range []ListenConfig{
+			{Authorize: func(*http.Request) error { time.Sleep(11 * time.Second); return nil }},
+			{Respond: func(*http.Request, *Answer) { time.Sleep(11 * time.Second) }},
+		} {
+			inBubble(t, c, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+				dial(upgrade).wantEnd(time.Now())
+			})
+		}
 	})
 }
 
@@ -977,7 +983,7 @@ func TestMaxHeaderBytes(t *testing.T) {
 func TestRefusal_Rendering(t *testing.T) {
 	const end = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: "
 	for r, want := range map[*refusal]string{
-		errOrigin:  "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n" + end + "74\r\n\r\nPages of this origin may not connect here unless AllowedOrigins lists it.\n",
+		errFull:    "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n" + end + "46\r\n\r\nThis peer has no room for another connection.\n",
 		errMethod:  "HTTP/1.1 405 Method Not Allowed\r\nConnection: close\r\nAllow: GET\r\n" + end + "32\r\n\r\nA WebSocket is opened with GET.\n",
 		errVersion: "HTTP/1.1 426 Upgrade Required\r\nConnection: close\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n" + end + "39\r\n\r\nThis port speaks WebSocket version 13.\n",
 	} {

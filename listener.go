@@ -52,6 +52,7 @@ func (s ListenerState) String() string {
 type WebSocketListener struct {
 	// Immutable.
 	set           *settings
+	machine       system
 	ln            net.Listener // nil for one that is mounted in a server
 	port          int
 	protocols     []string
@@ -59,6 +60,7 @@ type WebSocketListener struct {
 	policy        *policy
 	header        []byte // ListenConfig.ResponseHeader as it goes on the wire
 	authorize     func(*http.Request) error
+	respond       func(*http.Request, *Answer)
 	maxHead       int
 	maxConns      int
 	maxPerIP      int
@@ -90,9 +92,11 @@ type WebSocketListener struct {
 	perIP        map[ipKey]int
 	err          error
 	stats        ListenerStats
+	goodbye      goodbye // for sockets that nobody has taken when state is ListenerClosed
 
 	refusalLogged    time.Time // when logRefusal has made its last record
 	refusalsUnlogged int       // since then
+	originsTold      []string  // what was said of pages that were refused
 
 	clock *clock // keepalive of all sockets, nil if off
 	addrs addressBook
@@ -108,7 +112,8 @@ type ListenerStats struct {
 // Listen binds the TCP port on every address of this machine, asks the gateway
 // to forward it, and accepts WebSocket connections: the constructor of 2009.
 // Port 0 lets the system choose. protocols are the subprotocols spoken, the
-// preferred one first; a peer that offers only others is refused.
+// preferred one first; a peer that offers only others is refused (ListenConfig.Respond
+// can choose in another way).
 //
 // It returns as soon as the port is bound, ListenerOpening while the gateway is
 // being asked. Errors: a port that cannot be or is in use, a protocol that is
@@ -339,30 +344,43 @@ func (l *WebSocketListener) forget(c *WebSocket) {
 	l.reserved--
 }
 
+// A goodbye is what a listener that is shut down tells its sockets.
+type goodbye struct {
+	code   StatusCode
+	reason string
+}
+
+// dismiss closes a socket that is not handed over any more.
+func (l *WebSocketListener) dismiss(c *WebSocket) {
+	l.mu.Lock()
+	bye := l.goodbye
+	l.mu.Unlock()
+	c.startClose(InitiatorLocal, nil, orDefault(bye.code, StatusGoingAway), bye.reason)
+	c.begin()
+}
+
 // Close stops listening: nothing is accepted any more, handshakes in flight are
-// dropped, sockets that wait for Accept are closed with 1001, the port is given
+// dropped, sockets that nobody has taken yet are closed with 1001, the port is given
 // back to the gateway, for which that has 2 s at most. Sockets that were handed
-// over live on. It is idempotent and returns when all of this is done.
+// over live on. A listener given to Serve that does not end is left behind. It is idempotent and returns when all of this is done.
 func (l *WebSocketListener) Close() error {
 	if !l.setState(ListenerClosed) {
 		<-l.done
 		return nil
 	}
 	close(l.closing)
-	var err error
-	if l.ln != nil {
-		err = l.ln.Close()
-	}
+	stopped := l.stopAccepting()
 	l.mu.Lock()
 	for _, a := range l.pending {
-		a.cutLocked()
+		if !a.taken {
+			a.cutLocked()
+		}
 	}
 	waiting := l.waiting
 	l.waiting = nil
 	l.mu.Unlock()
 	for _, c := range waiting {
-		c.CloseWith(StatusGoingAway, "")
-		c.begin()
+		l.dismiss(c)
 	}
 	var wg sync.WaitGroup
 	if l.web != nil {
@@ -373,7 +391,7 @@ func (l *WebSocketListener) Close() error {
 		})
 	}
 	wg.Go(l.stopMapping)
-	<-l.accepting
+	err := l.awaitStopped(stopped)
 	wg.Go(l.awaitHandshakes)
 	wg.Wait()
 	close(l.done)
@@ -383,8 +401,48 @@ func (l *WebSocketListener) Close() error {
 	return err
 }
 
-// closeGrace is how long Close lets web requests and an Authorize that is
-// running finish.
+// stopAccepting closes the transport listener. The channel gets the error when the
+// accept loop is gone, too.
+func (l *WebSocketListener) stopAccepting() <-chan error {
+	stopped := make(chan error, 1)
+	var err error
+	switch ln := l.ln.(type) {
+	case nil:
+	case *net.TCPListener, *net.UnixListener:
+		err = ln.Close() // at once, so that nobody comes in any more
+	default:
+		go func() {
+			err := ln.Close()
+			<-l.accepting
+			stopped <- err
+		}()
+		return stopped
+	}
+	go func() {
+		<-l.accepting
+		stopped <- err
+	}()
+	return stopped
+}
+
+var errListenerStuck = errors.New("peerws: close: the transport listener does not end")
+
+// awaitStopped waits for stopAccepting, but not for ever: the transport listener
+// may be the program's.
+func (l *WebSocketListener) awaitStopped(stopped <-chan error) error {
+	t := time.NewTimer(closeGrace)
+	defer t.Stop()
+	select {
+	case err := <-stopped:
+		return err
+	case <-t.C:
+		l.log.Warn("transport listener does not end")
+		return errListenerStuck
+	}
+}
+
+// closeGrace is how long Close lets a transport listener of the program's, web
+// requests and an Authorize that is running finish.
 const closeGrace = 2 * time.Second
 
 // awaitHandshakes waits for the goroutines that admit has started.
@@ -398,7 +456,13 @@ func (l *WebSocketListener) awaitHandshakes() {
 	defer t.Stop()
 	select {
 	case <-over:
+		return
 	case <-t.C:
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range l.pending { // a peer that does not take its answer
+		a.cutLocked()
 	}
 }
 
@@ -407,27 +471,30 @@ func (l *WebSocketListener) awaitHandshakes() {
 // are left and returns ctx's error. It must not be called in a callback: it
 // would wait for it.
 func (l *WebSocketListener) Shutdown(ctx context.Context) error {
-	return l.shutdown(ctx, StatusGoingAway, "")
+	return l.shutdown(ctx, goodbye{StatusGoingAway, ""})
 }
 
 // ShutdownWith is Shutdown with another code, and a reason for the peers, as
 // [WebSocket.CloseWith] takes them: 1012 for example says that the program comes
 // back. If they are not allowed it returns an error and does nothing. Sockets
-// that wait for Accept get 1001, as from Close.
+// that nobody has taken yet are told the same.
 func (l *WebSocketListener) ShutdownWith(ctx context.Context, code StatusCode, reason string) error {
 	if err := checkClose(true, code, reason); err != nil {
 		return err
 	}
-	return l.shutdown(ctx, code, reason)
+	return l.shutdown(ctx, goodbye{code, reason})
 }
 
-func (l *WebSocketListener) shutdown(ctx context.Context, code StatusCode, reason string) error {
+func (l *WebSocketListener) shutdown(ctx context.Context, bye goodbye) error {
+	l.mu.Lock()
+	l.goodbye = bye
+	l.mu.Unlock()
 	closed := make(chan error, 1)
 	go func() { closed <- l.Close() }()
 	<-l.closing
 	sockets := l.openSockets()
 	for _, c := range sockets {
-		c.startClose(InitiatorLocal, nil, code, reason)
+		c.startClose(InitiatorLocal, nil, bye.code, bye.reason)
 	}
 	err := <-closed
 	sockets = append(sockets, l.openSockets()...) // whose handshake has ended meanwhile

@@ -102,7 +102,8 @@ func (l *WebSocketListener) keyOf(a net.Addr) ipKey {
 // returns when the transport has a place.
 func (l *WebSocketListener) admit(conn net.Conn) {
 	var key ipKey
-	direct := isSocket(conn)
+	conn = adopt(conn)
+	direct := foreignOf(conn) == nil
 	if direct {
 		key = l.keyOf(conn.RemoteAddr())
 	}
@@ -115,17 +116,6 @@ func (l *WebSocketListener) admit(conn net.Conn) {
 		}
 	}
 	l.turnAway(conn, r)
-}
-
-// isSocket reports whether conn is the system's own: it knows its address, keeps
-// deadlines and closes at once. Any other may wait for the peer in each of its
-// methods: one that reads a PROXY protocol header does so in RemoteAddr.
-func isSocket(conn net.Conn) bool {
-	switch conn.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		return true
-	}
-	return false
 }
 
 // silenceGrace is how long an arrival may take to send its request while others
@@ -167,7 +157,8 @@ func (l *WebSocketListener) awaitPlace(key ipKey) *refusal {
 	}
 }
 
-// makeWayLocked cuts the oldest arrival that is still to send its request and
+// makeWayLocked cuts an arrival that was refused and is still there, or else the
+// oldest that is still to send its request and
 // has had its grace, unless one that was cut is about to leave. It returns when
 // to look again if nobody leaves until then. l.mu is held.
 func (l *WebSocketListener) makeWayLocked(now time.Time) time.Duration {
@@ -177,7 +168,11 @@ func (l *WebSocketListener) makeWayLocked(now time.Time) time.Duration {
 		switch {
 		case a.cut && now.Sub(a.cutAt) < again:
 			return again
-		case !a.cut && !a.asked && (oldest == nil || a.since.Before(oldest.since)) && !a.unread(now):
+		case a.cut:
+		case a.refused:
+			a.cutLocked()
+			return again
+		case !a.asked && (oldest == nil || a.since.Before(oldest.since)) && !a.unread(now):
 			oldest = a
 		}
 	}
@@ -215,11 +210,13 @@ type arrival struct {
 	run  func() // handshake, made once: starting a goroutine of it allocates nothing
 
 	// Guarded by l.mu.
-	since time.Time // when it began
-	cutAt time.Time // if cut
-	slot  int       // index in l.pending, -1 if it is not there
-	asked bool      // its whole request has been read
-	cut   bool      // its deadline is past: HandshakeTimeout is over, it gives way, or the listener closes
+	since   time.Time // when it began
+	cutAt   time.Time // if cut
+	slot    int       // index in l.pending, -1 if it is not there
+	asked   bool      // its whole request has been read
+	refused bool      // it may take lingerTime to read why, if nobody waits for its place
+	taken   bool      // it is being told that it is accepted: Close says goodbye to its socket
+	cut     bool      // its deadline is past: HandshakeTimeout is over, it gives way, or the listener closes
 }
 
 var arrivalPool sync.Pool
@@ -246,7 +243,7 @@ func (l *WebSocketListener) enter(conn net.Conn, key ipKey, count bool) (*arriva
 		a.run = a.handshake
 	}
 	a.l, a.conn, a.key, a.since, a.slot = l, conn, key, since, len(l.pending)
-	a.late, a.asked = !count, false
+	a.late, a.asked, a.refused, a.taken = !count, false, false, false
 	l.pending = append(l.pending, a)
 	l.work.Add(1)
 	l.clock.wind()
@@ -265,7 +262,7 @@ func (a *arrival) locate() *refusal {
 		return nil
 	}
 	l := a.l
-	key := l.keyOf(a.conn.RemoteAddr())
+	key := l.keyOf(foreignOf(a.conn).locate())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.crowdedLocked(key) {
@@ -285,6 +282,32 @@ func (a *arrival) heard() {
 	a.l.mu.Unlock()
 }
 
+// lingers notes that the answer is sent, and only the peer is to read it.
+func (a *arrival) lingers() {
+	a.l.mu.Lock()
+	defer a.l.mu.Unlock()
+	a.refused = true
+	a.l.signalPlaceLocked()
+}
+
+// signalPlaceLocked has acceptLoop look again, if it waits. l.mu is held.
+func (l *WebSocketListener) signalPlaceLocked() {
+	if l.crowd {
+		l.crowd = false
+		select {
+		case l.place <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// take notes that the peer is about to be told that it is accepted.
+func (a *arrival) take() {
+	a.l.mu.Lock()
+	a.taken = true
+	a.l.mu.Unlock()
+}
+
 // over uncounts the transport, if that has not been done, and reports whether
 // its deadline is past. It will not be touched any more.
 func (a *arrival) over() (cut bool) {
@@ -299,13 +322,7 @@ func (a *arrival) over() (cut bool) {
 		l.pending = l.pending[:last]
 		a.slot = -1
 		l.work.Done()
-		if l.crowd {
-			l.crowd = false
-			select {
-			case l.place <- struct{}{}:
-			default:
-			}
-		}
+		l.signalPlaceLocked()
 	}
 	return a.cut
 }
@@ -323,10 +340,10 @@ func (a *arrival) cutLocked() {
 		return
 	}
 	a.cut, a.cutAt = true, time.Now()
-	if conn := a.conn; isSocket(conn) {
-		conn.SetDeadline(past)
+	if f := foreignOf(a.conn); f != nil {
+		f.cut() // it may be waited for in RemoteAddr
 	} else {
-		go conn.Close() // its deadlines may do nothing, and either may wait
+		a.conn.SetDeadline(past)
 	}
 }
 
@@ -336,32 +353,30 @@ func (a *arrival) cutLocked() {
 func (l *WebSocketListener) turnAway(conn net.Conn, r *refusal) {
 	l.countRefused()
 	if r == errClosing || !l.lingers.TryAcquire(1) { // Close drops, and does not wait
-		if isSocket(conn) {
+		if foreignOf(conn) == nil {
 			conn.Close()
 		} else {
 			l.work.Go(func() { conn.Close() })
 		}
 		return
 	}
-	l.log.Debug("connection turned away", "remote", conn.RemoteAddr(), "why", r.text)
 	l.work.Go(func() {
 		defer l.lingers.Release(1)
-		linger(conn, r.response())
+		l.logRefusal(conn.RemoteAddr(), r.status, r)
+		linger(conn, r.response(), func() {})
 	})
 }
 
 // lingerTime is how long a refused peer may take to read why.
 const lingerTime = time.Second
 
-// linger sends an answer as the last thing and closes conn.
-func linger(conn net.Conn, answer []byte) {
+// linger sends an answer as the last thing, calls sent, and closes conn when the
+// peer has read it.
+func linger(conn net.Conn, answer []byte, sent func()) {
 	conn.SetDeadline(time.Now().Add(lingerTime))
-	if !isSocket(conn) { // deadlines may do nothing
-		t := time.AfterFunc(lingerTime, func() { socketOf(conn).Close() })
-		defer t.Stop()
-	}
 	if _, err := conn.Write(answer); err == nil {
 		closeWrite(conn)
+		sent()
 		b := newBuffer(portableRead)
 		for {
 			if _, err := conn.Read(b.b[:cap(b.b)]); err != nil {

@@ -261,6 +261,25 @@ func TestMaxHandshakes_Flood(t *testing.T) {
 	})
 }
 
+// Peers that have been refused and stay to read why hold nobody up.
+func TestMaxHandshakes_RefusedGiveWay(t *testing.T) {
+	inBubble(t, ListenConfig{MaxHandshakes: 4}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
+		for range 16 {
+			dial(getPage)
+		}
+		start := time.Now()
+		dial(upgrade).wantOpen()
+		if took := time.Since(start); took > silenceGrace {
+			t.Errorf("an honest one waited %v", took)
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if s := l.Stats(); s.Refused != 16 || s.Accepted != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 func TestMaxConnections(t *testing.T) {
 	inBubble(t, ListenConfig{MaxConnections: 2}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
 		a := dial(upgrade) // waits for Accept, and counts

@@ -5,10 +5,10 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/peerws/peerws/internal/netaddr"
 	"github.com/peerws/peerws/nat"
 )
 
@@ -70,23 +70,9 @@ type Address struct {
 
 // Reachability says in one sentence whether peers outside can reach a listener.
 type Reachability struct {
-	// Code is for programs:
-	//
-	//	verified               an address is Verified: a connection has come through it
-	//	public                 this machine has a public address itself; nobody has come in yet
-	//	mapped                 the gateway says that it forwards the port; nobody has come in yet
-	//	mapped-but-unverified  so it says, but ListenConfig.Verify could not connect
-	//	no-gateway             no gateway answered in any protocol
-	//	refused                the gateway answered and does not want to
-	//	wan-down               the gateway has no Internet address
-	//	double-nat             the gateway is itself behind another one
-	//	cgnat                  the gateway is behind the provider's carrier-grade NAT
-	//	conflict               no external port could be had
-	//	no-network             there is no way out of this machine
-	//	off                    nobody was asked, or the listener is closed
-	//
-	// and "" while the gateway is still being asked.
-	Code string
+	// Code is for programs: "" while the gateway is still being asked; CodeOff if
+	// nobody is asked, and when the listener is closed.
+	Code nat.Code
 
 	Summary string // one sentence a person understands
 	Advice  string // what to do about it, "" if nothing
@@ -105,6 +91,7 @@ type addressBook struct {
 	mapped   []Address         // by the gateway, then lost ones
 	proofs   []*proof          // of those mapped now that are public
 	direct   []netip.Addr      // public addresses of this machine to which a peer has come
+	byHand   []handMade        // forwards that nobody has told us of, through which a peer has come
 	words    map[string]*proof // said by our own connections through the gateway
 	told     Reachability      // by the gateway
 	reach    Reachability      // with what has been proved since
@@ -118,9 +105,9 @@ func (l *WebSocketListener) startMapping(c *ListenConfig) {
 	bound := addrPortOf(l.ln.Addr())
 	switch {
 	case c.NAT == nil:
-		l.setReach(Reachability{Code: "off", Summary: "The gateway was not asked to forward the port."})
+		l.setReach(Reachability{Code: nat.CodeOff, Summary: "The gateway was not asked to forward the port."})
 	case !bound.IsValid() || bound.Addr().IsLoopback():
-		l.setReach(Reachability{Code: "off", Summary: "Only this machine can connect: the listener is bound to " + l.ln.Addr().String() + "."})
+		l.setReach(Reachability{Code: nat.CodeOff, Summary: "Only this machine can connect: the listener is bound to " + l.ln.Addr().String() + "."})
 	default:
 		l.setReach(Reachability{Summary: "The gateway is being asked to forward the port."})
 		if _, ok := l.ln.(*net.TCPListener); ok && l.loopDial == nil {
@@ -168,7 +155,7 @@ func (l *WebSocketListener) stopMapping() {
 	}
 	a.mu.Lock()
 	changed := a.setMappedLocked(nil)
-	a.proofs, a.told = nil, Reachability{Code: "off", Summary: "The listener is closed."}
+	a.proofs, a.byHand, a.told = nil, nil, Reachability{Code: nat.CodeOff, Summary: "The listener is closed."}
 	a.assessLocked()
 	a.mu.Unlock()
 	if changed {
@@ -181,6 +168,9 @@ func (l *WebSocketListener) mappingChanged(s nat.Status) {
 	var now []Address
 	var leases []nat.Lease // of now
 	for _, lease := range s.Leases {
+		if s.Diagnosis.Code == nat.CodeVPN && lease.External.Addr().Is4() {
+			continue // peers who come through it get no answer
+		}
 		if e := lease.External; e.IsValid() && !e.Addr().IsUnspecified() {
 			now = append(now, Address{URL: l.urlOf(e), Scope: scopeOf(e.Addr()), Via: lease.Via, State: Mapped})
 			leases = append(leases, lease)
@@ -271,7 +261,7 @@ func (l *WebSocketListener) tellAddresses() {
 func (l *WebSocketListener) Reachability() Reachability {
 	a := &l.addrs
 	a.mu.Lock()
-	direct := len(a.direct) > 0
+	direct := len(a.direct)+len(a.byHand) > 0
 	a.mu.Unlock()
 	var list []Address
 	if direct { // they may have been another network's
@@ -309,62 +299,13 @@ func (l *WebSocketListener) Addresses() []Address {
 		}
 		mapped = append(mapped, m)
 	}
+	if h := a.bestByHandLocked(); h != nil && h.external.IsValid() {
+		m := Address{URL: l.urlOf(h.external), Scope: Public, Via: "static", State: Verified}
+		if !slices.ContainsFunc(mapped, func(o Address) bool { return o.URL == m.URL && o.State != Lost }) {
+			mapped = append(mapped, m)
+		}
+	}
 	return append(list, mapped...)
-}
-
-// URL returns the best address a peer can use now: a verified one before a
-// mapped one, public before local, IPv4 before IPv6; "" if there is none.
-func (l *WebSocketListener) URL() string {
-	var best Address
-	rank := -1
-	for _, a := range l.Addresses() {
-		if a.State == Lost {
-			continue
-		}
-		r := int(a.Scope)*8 + int(a.State)*2
-		if !strings.Contains(a.URL, "[") {
-			r++
-		}
-		if r > rank {
-			best, rank = a, r
-		}
-	}
-	return best.URL
-}
-
-// boundAddresses are those of this machine that the listener is bound to.
-func (l *WebSocketListener) boundAddresses() []Address {
-	bound := addrPortOf(l.Addr())
-	if !bound.IsValid() {
-		return nil
-	}
-	var list []Address
-	add := func(ip netip.Addr) {
-		if ip.Is6() && ip.IsLinkLocalUnicast() || ip.IsMulticast() {
-			return // of no use without a zone, which URLs do not have
-		}
-		a := Address{URL: l.urlOf(netip.AddrPortFrom(ip, bound.Port())), Scope: scopeOf(ip), Via: "direct", State: Bound}
-		if !slices.Contains(list, a) {
-			list = append(list, a)
-		}
-	}
-	if !bound.Addr().IsUnspecified() {
-		add(bound.Addr())
-		return list
-	}
-	ifaces, _ := net.InterfaceAddrs()
-	for _, a := range ifaces {
-		n, ok := a.(*net.IPNet)
-		if !ok {
-			continue
-		}
-		ip, ok := netip.AddrFromSlice(n.IP)
-		if ip = ip.Unmap(); ok && (ip.Is4() || bound.Addr().Is6()) {
-			add(ip)
-		}
-	}
-	slices.SortStableFunc(list, func(a, b Address) int { return int(a.Scope) - int(b.Scope) })
-	return list
 }
 
 // addrPortOf returns a TCP address's value, the IPv4 form where there is one.
@@ -377,14 +318,12 @@ func addrPortOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-var sharedNAT = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
-
 // scopeOf is the scope an address has by its kind.
 func scopeOf(ip netip.Addr) Scope {
 	switch {
 	case ip.IsLoopback():
 		return Loopback
-	case ip.IsGlobalUnicast() && !ip.IsPrivate() && !sharedNAT.Contains(ip):
+	case netaddr.IsGlobal(ip):
 		return Public
 	}
 	return LAN

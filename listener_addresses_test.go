@@ -140,7 +140,7 @@ func TestAddresses_Refused(t *testing.T) {
 			if err := l.Ready(t.Context()); err != nil || l.ReadyState() != ListenerListening {
 				t.Errorf("%v, %v", err, l.ReadyState())
 			}
-			if r := l.Reachability(); r.Code != code || !strings.HasSuffix(r.Summary, ".") || r.Advice == "" {
+			if r := l.Reachability(); string(r.Code) != code || !strings.HasSuffix(r.Summary, ".") || r.Advice == "" {
 				t.Errorf("%v: %+v", kind, r)
 			}
 			wantAddresses(t, code, l, ownAddress)
@@ -167,7 +167,7 @@ func TestAddresses_External(t *testing.T) {
 			} else {
 				wantAddresses(t, external, l, ownAddress, Address{"ws://" + external + "/", c.scope, "script", Mapped})
 			}
-			if got := l.Reachability().Code; got != c.code && !strings.HasPrefix(external, "[") {
+			if got := l.Reachability().Code; string(got) != c.code && !strings.HasPrefix(external, "[") {
 				t.Errorf("%s: %s", external, got)
 			}
 		})

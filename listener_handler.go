@@ -2,6 +2,8 @@ package peerws
 
 import (
 	"net/http"
+
+	"github.com/peerws/peerws/nat"
 )
 
 // A listener without a port: its requests come from a server that the program
@@ -23,6 +25,10 @@ var errHTTP2 = &refusal{505, nil, "A WebSocket is opened with HTTP/1.1 here, not
 // request, and MaxConnectionsPerIP is not counted. Everything else holds as with
 // Listen. Address, NAT and TLSConfig must not be set: the error is a
 // *SyntaxError.
+//
+// Web pages of the server's own name may connect if the server speaks TLS, or the
+// pattern of its [http.ServeMux] has the name, such as "room.example/chat"; behind a
+// proxy, and without TLS, the name belongs into AllowedHosts.
 //
 // Headers that handlers around it have set in w.Header, such as Set-Cookie, are in
 // the answer, unless they belong to a body or to the opening handshake.
@@ -46,7 +52,7 @@ func (c ListenConfig) Handler(protocols ...string) (*WebSocketListener, http.Han
 		return nil, nil, err
 	}
 	close(l.accepting)
-	l.setReach(Reachability{Code: "off", Summary: "The port is that of the server the listener is mounted in."})
+	l.setReach(Reachability{Code: nat.CodeOff, Summary: "The port is that of the server the listener is mounted in."})
 	l.setState(ListenerListening)
 	next := c.HTTP
 	if next == nil {
@@ -55,11 +61,9 @@ func (c ListenConfig) Handler(protocols ...string) (*WebSocketListener, http.Han
 	return l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case l.ReadyState() == ListenerClosed:
-			l.countRefused()
-			errClosing.writeTo(w, r)
+			l.refuseHTTP(w, r, errClosing, errClosing)
 		case r.ProtoMajor > 1 && wantsBootstrap(r):
-			l.countRefused()
-			errHTTP2.writeTo(w, r)
+			l.refuseHTTP(w, r, errHTTP2, errHTTP2)
 		default:
 			l.serveHTTP(w, r, next)
 		}
@@ -73,13 +77,19 @@ func wantsBootstrap(r *http.Request) bool {
 
 // refuseWeb answers what is no upgrade.
 func (l *WebSocketListener) refuseWeb(w http.ResponseWriter, r *http.Request) {
-	l.countRefused()
+	no := errNoUpgrade
 	switch {
 	case r.ProtoMajor > 1:
-		errHTTP2.writeTo(w, r)
+		no = errHTTP2
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		errMethod.writeTo(w, r)
-	default:
-		errNoUpgrade.writeTo(w, r)
+		no = errMethod
 	}
+	l.refuseHTTP(w, r, no, no)
+}
+
+// refuseHTTP is refuse for a request that net/http has read.
+func (l *WebSocketListener) refuseHTTP(w http.ResponseWriter, r *http.Request, no *refusal, cause error) {
+	l.countRefused()
+	l.logRefusal(r.RemoteAddr, no.status, cause)
+	no.writeTo(w, r)
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -56,12 +57,14 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		if r := h.parseRequest(b.b[:size]); r != nil {
 			err = r
 		}
-		h.secure = isTLS(conn)
+		if t := tlsOf(conn); t != nil {
+			h.secure, h.ours = true, t.ConnectionState().ServerName
+		}
 	}
 	if err == nil && !h.wantsUpgrade() {
 		if l.heard(h.target) {
 			io.WriteString(conn, loopAnswer)
-			socketOf(conn).Close()
+			transportOf(conn).Close()
 			l.leave(a.key)
 			return nil
 		}
@@ -86,11 +89,11 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 	var o opening
 	if err == nil {
 		var r *refusal
-		if o, r = checkRequest(h, l.policy, l.protocols); r == nil {
+		if o, r = l.check(h); r == nil {
 			r = l.reserve()
 		}
 		if r != nil {
-			err = r
+			err = originRefused(r, h)
 		}
 	}
 	if err != nil {
@@ -98,7 +101,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		if bytes.HasPrefix(b.b, []byte("HEAD ")) { // h may not have got that far
 			method = http.MethodHead
 		}
-		l.refuse(conn, method, err)
+		l.refuse(a, conn, method, err, nil)
 		l.leave(a.key)
 		return nil
 	}
@@ -109,7 +112,17 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		c.in = newBuffer(len(rest))
 		c.in.b = append(c.in.b, rest...)
 	}
-	return l.upgrade(a, conn, c, &o, l.header)
+	return l.upgrade(a, conn, c, &o, nil)
+}
+
+// check is checkRequest for this listener. With Respond set it is Respond's to say
+// whether one of the subprotocols offered is spoken.
+func (l *WebSocketListener) check(h *head) (opening, *refusal) {
+	o, r := checkRequest(h, l.policy, l.protocols)
+	if r == errNoProtocol && l.respond != nil {
+		o.foreign, r = true, nil
+	}
+	return o, r
 }
 
 // newSocket makes the socket of an accepted request, without its transport.
@@ -128,8 +141,9 @@ func (l *WebSocketListener) newSocket(o *opening, key ipKey) *WebSocket {
 	return c
 }
 
-// refuse answers a request that is not accepted, if it is one.
-func (l *WebSocketListener) refuse(conn net.Conn, method string, err error) {
+// refuse answers a request that is not accepted, if it is one, with the lines of
+// outer in the answer.
+func (l *WebSocketListener) refuse(a *arrival, conn net.Conn, method string, err error, outer []byte) {
 	l.countRefused()
 	r, ok := err.(*refusal)
 	var cause error = r
@@ -138,35 +152,41 @@ func (l *WebSocketListener) refuse(conn net.Conn, method string, err error) {
 	}
 	if !ok {
 		l.log.Debug("opening handshake failed", "remote", conn.RemoteAddr(), "err", err)
-		socketOf(conn).Close()
+		transportOf(conn).Close()
 		return
 	}
-	l.logRefusal(conn.RemoteAddr().String(), r.status, cause)
+	l.logRefusal(conn.RemoteAddr(), r.status, cause)
 	if r == errClosing { // Close drops, and does not wait
-		socketOf(conn).Close()
+		transportOf(conn).Close()
 		return
 	}
-	linger(conn, r.responseTo(method))
+	linger(conn, r.responseTo(method, outer), a.lingers)
 }
 
-// upgrade authorizes and answers an accepted request, with the lines of header in
+// upgrade authorizes and answers an accepted request, with the lines of outer in
 // the answer, gives c its transport and returns it, or nil if the request was
 // refused after all. a is over then.
-func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *opening, header []byte) *WebSocket {
+func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *opening, outer []byte) *WebSocket {
 	early := c.in
 	c.in = nil
 	c.conn = conn // for Request
 	err := l.authorized(c)
+	var lines []byte
+	var protocol string
 	if err == nil {
-		b := newBuffer(answerSize + len(header))
-		b.b = o.appendAnswer(b.b, header, l.protocols)
+		lines, protocol, err = l.answer(c, o, outer)
+	}
+	if err == nil {
+		b := newBuffer(answerSize + len(lines))
+		b.b = o.appendAnswer(b.b, lines, protocol)
+		a.take()
 		_, err = conn.Write(b.b)
 		b.free()
 	}
 	if err != nil {
 		early.free()
 		l.unreserve() // before the peer is given time to read why
-		l.refuse(conn, http.MethodGet, err)
+		l.refuse(a, conn, http.MethodGet, err, outer)
 		l.leave(a.key)
 		return nil
 	}
@@ -194,17 +214,27 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	return c
 }
 
-// refusalPause is the least time between two records of refusals: a stranger can
-// cause as many as he likes.
-const refusalPause = time.Second
+// A stranger can cause as many refusals as he likes: there is at most one record
+// in refusalPause, and a Warn for each of the first originsMost pages, with what
+// would let them in.
+const (
+	refusalPause = time.Second
+	originsMost  = 16
+)
 
 // logRefusal tells the program of a request that is refused, or counts it for the
 // next record.
-func (l *WebSocketListener) logRefusal(remote string, status int, why error) {
-	if !l.log.Enabled(context.Background(), slog.LevelInfo) {
+func (l *WebSocketListener) logRefusal(remote any, status int, why error) {
+	if !l.log.Enabled(context.Background(), slog.LevelWarn) {
 		return
 	}
 	l.mu.Lock()
+	if e, ok := why.(*originError); ok && len(l.originsTold) < originsMost && !slices.Contains(l.originsTold, e.text) {
+		l.originsTold = append(l.originsTold, e.text)
+		l.mu.Unlock()
+		l.log.Warn("web page refused", "remote", remote, "status", status, "why", why)
+		return
+	}
 	now := time.Now()
 	if now.Sub(l.refusalLogged) < refusalPause {
 		l.refusalsUnlogged++
@@ -217,18 +247,31 @@ func (l *WebSocketListener) logRefusal(remote string, status int, why error) {
 	l.log.Info("request refused", "remote", remote, "status", status, "why", why, "others", unlogged)
 }
 
+// logClosed tells the program how a socket ended.
+func (l *WebSocketListener) logClosed(c *WebSocket, ev CloseEvent) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug("connection closed", "remote", c.RemoteAddr(), "by", ev.Initiator, "code", int(ev.Code), "reason", ev.Reason, "clean", ev.WasClean, "err", ev.Err)
+	}
+}
+
 // authorized asks the program.
 func (l *WebSocketListener) authorized(c *WebSocket) error {
 	if l.authorize == nil {
 		return nil
 	}
+	return l.rejected(l.authorize(l.requestOf(c)))
+}
+
+// requestOf returns the request of a socket that is not open yet.
+func (l *WebSocketListener) requestOf(c *WebSocket) *http.Request {
+	remote := c.conn.RemoteAddr().String()
 	c.mu.Lock()
-	r := c.requestLocked(c.conn.RemoteAddr().String())
+	defer c.mu.Unlock()
+	r := c.requestLocked(remote)
 	if c.lf.x != nil {
 		c.lf.x.asked = false // its headers need not stay for that
 	}
-	c.mu.Unlock()
-	return l.rejected(l.authorize(r))
+	return r
 }
 
 // rejected is the refusal of a request to which the program said err.
@@ -238,7 +281,7 @@ func (l *WebSocketListener) rejected(err error) error {
 	}
 	r := &refusal{status: http.StatusForbidden, text: "Not allowed."}
 	if e, ok := errors.AsType[*RejectError](err); ok {
-		if e.Status >= 400 && e.Status <= 599 {
+		if e.Status >= 300 && e.Status <= 599 {
 			r.status = e.Status
 		}
 		r.text = orDefault(e.Body, r.text)
@@ -259,6 +302,9 @@ type rejection struct {
 
 // handOver gives an open socket to the program, or lets it wait.
 func (l *WebSocketListener) handOver(c *WebSocket) {
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug("connection opened", "remote", c.RemoteAddr(), "url", c.URL(), "protocol", c.Protocol())
+	}
 	l.mu.Lock()
 	f := l.onConnection
 	closed := l.state == ListenerClosed
@@ -269,8 +315,7 @@ func (l *WebSocketListener) handOver(c *WebSocket) {
 	l.mu.Unlock()
 	switch {
 	case closed:
-		c.CloseWith(StatusGoingAway, "")
-		c.begin()
+		l.dismiss(c)
 	case f != nil:
 		c.offer(f)
 	}

@@ -106,7 +106,12 @@ type webTLSConn struct {
 func (c *webTLSConn) ConnectionState() tls.ConnectionState { return c.state }
 
 func (c *webConn) Close() error {
-	err := c.Conn.Close()
+	var err error
+	if foreignOf(c.Conn) == nil {
+		err = c.Conn.Close()
+	} else {
+		go c.Conn.Close() // it may wait, and net/http has a lock
+	}
 	c.once.Do(func() {
 		c.owner.leave(c.key)
 		c.owner.unreserve()
@@ -125,25 +130,27 @@ func (c *webConn) CloseWrite() error {
 // serveHTTP is the handler of the web server.
 func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	h := headOf(r)
-	h.secure = r.TLS != nil
+	h.ours = patternHost(r.Pattern)
+	if r.TLS != nil {
+		h.secure, h.ours = true, orDefault(h.ours, r.TLS.ServerName)
+	}
 	if !h.wantsUpgrade() {
 		next.ServeHTTP(w, r)
 		return
 	}
-	o, refused := checkRequest(h, l.policy, l.protocols)
+	o, refused := l.check(h)
 	if refused == nil {
 		refused = l.reserve()
 	}
 	if refused != nil {
-		l.countRefused()
-		l.logRefusal(r.RemoteAddr, refused.status, refused)
-		refused.writeTo(w, r)
+		var cause error = refused
+		if x, ok := originRefused(refused, h).(*rejection); ok {
+			refused, cause = x.refusal, x.cause
+		}
+		l.refuseHTTP(w, r, refused, cause)
 		return
 	}
-	header := l.header
-	if outer := outerHeader(w.Header()); len(outer) > 0 {
-		header = append(bytes.Clone(header), outer...)
-	}
+	outer := outerHeader(w.Header())
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		l.unreserve()
@@ -163,11 +170,13 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		early.b = append(early.b, c.early...)
 	}
 	conn.SetDeadline(time.Time{}) // the server's
+	conn = adopt(conn)
 	a, refused := l.enter(conn, key, false)
 	if refused != nil {
 		early.free()
 		l.unreserve()
-		l.refuse(conn, r.Method, refused)
+		l.countRefused()
+		socketOf(conn).Close() // the listener is closed
 		l.leave(key)
 		return
 	}
@@ -182,12 +191,22 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		x.parsed.RequestURI, x.parsed.URL = target, targetURL(target)
 	}
 	go func() { // net/http would recover a panic of the program's here
-		c := l.upgrade(a, conn, c, &o, header)
+		c := l.upgrade(a, conn, c, &o, outer)
 		a.end()
 		if c != nil {
 			l.handOver(c)
 		}
 	}()
+}
+
+// patternHost returns the host name of a pattern of [http.ServeMux], or "": the
+// program's own word for what its name is.
+func patternHost(pattern string) string {
+	if _, rest, ok := strings.Cut(pattern, " "); ok { // behind a method
+		pattern = strings.TrimLeft(rest, " \t")
+	}
+	host, _, _ := strings.Cut(pattern, "/")
+	return host
 }
 
 // outerHeader renders what the program's own handlers around this one have put

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/peerws/peerws/nat"
@@ -246,13 +247,17 @@ func (l *WebSocketListener) arrivedFrom(conn net.Conn, host string) {
 	a := &l.addrs
 	a.mu.Lock()
 	p, direct := a.provedByLocked(at, from, host)
+	news := p != nil || direct || a.byHandLocked(at, from, host, false)
 	a.mu.Unlock()
-	if p == nil && !direct || isNeighbour(from) {
+	if !news || isNeighbour(from) {
 		return
 	}
 	a.mu.Lock()
 	p, direct = a.provedByLocked(at, from, host) // the system was asked meanwhile
 	changed := p != nil && a.proveLocked(p, byPeer)
+	if p == nil && a.byHandLocked(at, from, host, true) {
+		changed = a.assessLocked() || changed
+	}
 	if direct && len(a.direct) < maxDirect {
 		a.direct = append(a.direct, at.Addr())
 		a.assessLocked()
@@ -303,6 +308,84 @@ func (a *addressBook) provedByLocked(at netip.AddrPort, from netip.Addr, host st
 	return p, direct
 }
 
+// A handMade is a forward that somebody has made in the gateway's own pages, as
+// peers show it: they come from outside to an address of ours that is not a public
+// one, and say whom they have dialled.
+type handMade struct {
+	external netip.AddrPort // invalid if they say a name
+	local    netip.Addr     // where they arrive
+	peers    []netip.Addr   // who has come through it
+}
+
+// What one peer says may be a lie: so the address that most have named counts. It
+// is enough to remember a few of either.
+const (
+	maxByHand      = 8
+	maxByHandPeers = 4
+)
+
+// byHandLocked reports whether a connection to our address at shows something new
+// of a forward made by hand, and with note takes it down. mu is held.
+func (a *addressBook) byHandLocked(at netip.AddrPort, from netip.Addr, host string, note bool) bool {
+	if scopeOf(at.Addr()) != LAN || !at.Addr().Is4() {
+		return false
+	}
+	var external netip.AddrPort
+	name, port, ok := splitHost(host)
+	if !ok || strings.Contains(name, ":") {
+		return false
+	}
+	if strings.Trim(name, ".0123456789") == "" {
+		ip, err := netip.ParseAddr(name)
+		if err != nil {
+			return false
+		}
+		n, err := strconv.ParseUint(port, 10, 16)
+		if ip = ip.Unmap(); err != nil || ip == from || !ip.Is4() || scopeOf(ip) != Public {
+			return false // a host inside, by way of the gateway, or nothing that could be said to others
+		}
+		external = netip.AddrPortFrom(ip, uint16(n))
+	}
+	for _, q := range a.proofs {
+		if q.external.Addr().Is4() {
+			return false // the gateway itself says by which address peers come
+		}
+	}
+	for i := range a.byHand {
+		h := &a.byHand[i]
+		if h.external != external || h.local != at.Addr() {
+			continue
+		}
+		if len(h.peers) == maxByHandPeers || slices.Contains(h.peers, from) {
+			return false
+		}
+		if note {
+			h.peers = append(h.peers, from)
+		}
+		return true
+	}
+	if len(a.byHand) == maxByHand {
+		return false
+	}
+	if note {
+		a.byHand = append(a.byHand, handMade{external, at.Addr(), []netip.Addr{from}})
+	}
+	return true
+}
+
+// bestByHandLocked is the forward made by hand that most peers have shown, the
+// first of them, nil if there is none; one with an address before one without. mu
+// is held.
+func (a *addressBook) bestByHandLocked() (best *handMade) {
+	for i := range a.byHand {
+		h := &a.byHand[i]
+		if best == nil || h.external.IsValid() && (!best.external.IsValid() || len(h.peers) > len(best.peers)) {
+			best = h
+		}
+	}
+	return best
+}
+
 // names reports whether a request's Host can mean external: its port, and its
 // address unless it is a name.
 func names(host string, external netip.AddrPort) bool {
@@ -336,8 +419,8 @@ func isNeighbour(ip netip.Addr) bool {
 }
 
 // keepDirectLocked marks those of list, the addresses of this machine, to which
-// a peer has come, and forgets those that are not of this machine any more. mu
-// is held.
+// a peer has come, and forgets those, and the forwards to those, that are not of
+// this machine any more. mu is held.
 func (l *WebSocketListener) keepDirectLocked(list []Address) {
 	a := &l.addrs
 	a.direct = slices.DeleteFunc(a.direct, func(d netip.Addr) bool {
@@ -348,6 +431,10 @@ func (l *WebSocketListener) keepDirectLocked(list []Address) {
 			}
 		}
 		return true
+	})
+	a.byHand = slices.DeleteFunc(a.byHand, func(h handMade) bool {
+		own := l.urlOf(netip.AddrPortFrom(h.local, uint16(l.port)))
+		return !slices.ContainsFunc(list, func(b Address) bool { return b.URL == own })
 	})
 	a.assessLocked()
 }
@@ -372,13 +459,19 @@ func (a *addressBook) assessLocked() bool {
 		r = a.verified(fmt.Sprintf("Peers outside can connect: one has, through %s.", best.external))
 	case len(a.direct) > 0:
 		r = a.verified(fmt.Sprintf("Peers outside can connect: one has, directly to %s.", a.direct[len(a.direct)-1]))
+	case len(a.byHand) > 0:
+		through := "a forward made by hand"
+		if h := a.bestByHandLocked(); h.external.IsValid() {
+			through = fmt.Sprintf("%s, which was forwarded by hand", h.external)
+		}
+		r = Reachability{Code: nat.CodeVerified, Summary: fmt.Sprintf("Peers outside can connect: one has, through %s.", through)}
 	case best != nil && best.by == byAsked:
 		r = a.verified(fmt.Sprintf("Peers outside can connect: one that was asked has reached %s.", best.external))
 	case best != nil && best.by == byLoop:
-		r = a.verified(fmt.Sprintf("The router forwards %s to us: a connection of our own has come through it.", best.external))
-	case failure != "" && r.Code == "mapped":
+		r = a.verified(fmt.Sprintf("The router forwards %s to us: a connection of our own has come through it. Whether the provider lets in what comes from outside, only a peer there can show.", best.external))
+	case failure != "" && r.Code == nat.CodeMapped:
 		r = Reachability{
-			Code:    "mapped-but-unverified",
+			Code:    nat.CodeUnverified,
 			Summary: "The router says that it forwards the port, but a peer that was asked could not connect.",
 			Advice:  "Allow the port in this machine's firewall; if it is, the provider may block connections from outside: ask for that, or take another port.",
 			Detail:  failure,
@@ -392,9 +485,9 @@ func (a *addressBook) assessLocked() bool {
 // verified is the Reachability when something has been proved. What else the
 // gateway has to say stays part of it: that of the other family, perhaps.
 func (a *addressBook) verified(summary string) Reachability {
-	r := Reachability{Code: "verified", Summary: summary}
+	r := Reachability{Code: nat.CodeVerified, Summary: summary}
 	switch a.told.Code {
-	case "mapped", "public", "off", "":
+	case nat.CodeMapped, nat.CodePublic, nat.CodeOff, "":
 	default:
 		r.Summary += " " + a.told.Summary
 		r.Advice, r.Detail = a.told.Advice, a.told.Detail

@@ -3,6 +3,7 @@ package peerws
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -81,7 +82,7 @@ func (w *town) wantState(when, url string, state AddressState, code string) {
 			got = a.State
 		}
 	}
-	if r := w.Reachability(); got != state || r.Code != code || !strings.HasSuffix(r.Summary, ".") {
+	if r := w.Reachability(); got != state || string(r.Code) != code || !strings.HasSuffix(r.Summary, ".") {
 		w.t.Errorf("%s: %v, %+v, want %v, %s", when, got, r, state, code)
 	}
 }
@@ -522,4 +523,69 @@ func TestVerified_NoAllocations(t *testing.T) {
 			t.Errorf("from %s: %v allocations", from, n)
 		}
 	}
+}
+
+// A forward that was made by hand, which no gateway tells: the peers who come
+// through it do.
+func TestVerified_ByHand(t *testing.T) {
+	const own = "192.168.1.5:9000"
+	silent := func() *gateway {
+		return &gateway{onMap: func(context.Context, nat.Request) (nat.Lease, error) { return fails(nat.NoGateway) }}
+	}
+	for _, c := range []struct {
+		name, url, from string
+		code            nat.Code
+		best            string
+	}{
+		{"by the address", "ws://5.6.7.8:9000/", "9.9.9.9:1", nat.CodeVerified, "ws://5.6.7.8:9000/"},
+		{"another external port", "ws://5.6.7.8:4000/", "9.9.9.9:1", nat.CodeVerified, "ws://5.6.7.8:4000/"},
+		{"by a name", "ws://home.example:9000/", "9.9.9.9:1", nat.CodeVerified, "ws://192.168.1.5:9000/"},
+		{"from inside", "ws://5.6.7.8:9000/", "192.168.1.7:1", nat.CodeNoGateway, "ws://192.168.1.5:9000/"},
+		{"from inside, by way of the gateway", "ws://5.6.7.8:9000/", "5.6.7.8:1", nat.CodeNoGateway, "ws://192.168.1.5:9000/"},
+		{"a provider's NAT", "ws://5.6.7.8:9000/", "100.64.1.1:1", nat.CodeNoGateway, "ws://192.168.1.5:9000/"},
+		{"a private address as Host", "ws://10.1.2.3:9000/", "9.9.9.9:1", nat.CodeNoGateway, "ws://192.168.1.5:9000/"},
+		{"loopback as Host", "ws://127.0.0.1:9000/", "9.9.9.9:1", nat.CodeNoGateway, "ws://192.168.1.5:9000/"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := settle(t, own, silent(), ListenConfig{})
+				w.Ready(t.Context())
+				w.visit(c.url, c.from, own)
+				if r := w.Reachability(); r.Code != c.code || w.URL() != c.best {
+					t.Errorf("%+v, URL %s", r, w.URL())
+				}
+				w.Close()
+				if r := w.Reachability(); r.Code != nat.CodeOff || len(w.Addresses()) != 1 {
+					t.Errorf("closed: %+v, %v", r, w.Addresses())
+				}
+			})
+		})
+	}
+	t.Run("one peer's lie", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := settle(t, own, silent(), ListenConfig{})
+			w.Ready(t.Context())
+			for i := range 20 {
+				w.visit(fmt.Sprintf("ws://6.6.6.%d:9000/", i), "66.66.66.66:1", own)
+			}
+			for _, from := range []string{"9.9.9.9:1", "9.9.9.9:2", "8.8.4.4:1"} {
+				w.visit("ws://6.6.6.0:9000/", from, own)
+			}
+			if w.URL() != "ws://6.6.6.0:9000/" || len(w.Addresses()) != 2 {
+				t.Errorf("%s, %v", w.URL(), w.Addresses())
+			}
+		})
+	})
+	t.Run("beside a mapping", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := &gateway{onMap: func(context.Context, nat.Request) (nat.Lease, error) { return grant("5.6.7.8:12345") }}
+			w := settle(t, own, g, ListenConfig{})
+			w.Ready(t.Context())
+			synctest.Wait()
+			w.visit("ws://6.6.6.6:9000/", "9.9.9.9:1", own)
+			if len(w.Addresses()) != 2 || w.URL() != "ws://5.6.7.8:12345/" {
+				t.Errorf("%v", w.Addresses())
+			}
+		})
+	})
 }

@@ -10,7 +10,7 @@ import (
 // whether the peer has ended its direction. Both are false for a transport that is
 // not a socket.
 func hungUp(conn net.Conn) (broken, ended bool) {
-	raw := rawConn(socketOf(conn))
+	raw := rawConn(kernelOf(conn))
 	if raw == nil {
 		return false, false
 	}

@@ -10,7 +10,7 @@ import (
 // connection began, and whether more are on their way to it. ok is false where
 // that is not known: conn is not TCP, or the kernel is older than Linux 4.1.
 func taken(conn net.Conn) (acked uint64, pending, ok bool) {
-	raw := rawConn(socketOf(conn))
+	raw := rawConn(kernelOf(conn))
 	if raw == nil {
 		return 0, false, false
 	}
@@ -30,7 +30,7 @@ const notSentLowat = 128 << 10
 
 // keepQueueShort has the kernel's queue of conn follow notSentLowat.
 func keepQueueShort(conn net.Conn) {
-	if raw := rawConn(conn); raw != nil {
+	if raw := rawConn(kernelOf(conn)); raw != nil {
 		raw.Control(func(fd uintptr) {
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLowat) // not TCP: nothing to do
 		})

@@ -83,21 +83,27 @@ func (l *WebSocketListener) sniff(conn net.Conn, b *buffer) (net.Conn, error) {
 	return t, nil
 }
 
-// isTLS reports whether conn is TLS.
-func isTLS(conn net.Conn) bool {
-	_, ok := conn.(*tls.Conn)
-	return ok
-}
-
-// tlsState returns what was agreed on with the peer, nil without TLS.
-func tlsState(conn net.Conn) *tls.ConnectionState {
+// tlsOf returns a transport's uppermost layer of TLS, nil without one.
+func tlsOf(conn net.Conn) *tls.Conn {
 	for ; conn != nil; conn = under(conn) {
 		if t, ok := conn.(*tls.Conn); ok {
-			s := t.ConnectionState()
-			return &s
+			return t
 		}
 	}
 	return nil
+}
+
+// isTLS reports whether conn is TLS.
+func isTLS(conn net.Conn) bool { return tlsOf(conn) != nil }
+
+// tlsState returns what was agreed on with the peer, nil without TLS.
+func tlsState(conn net.Conn) *tls.ConnectionState {
+	t := tlsOf(conn)
+	if t == nil {
+		return nil
+	}
+	s := t.ConnectionState()
+	return &s
 }
 
 // A steadyConn makes a write's time-out mean that the peer took nothing for so
@@ -110,6 +116,8 @@ type steadyConn struct {
 	piece int // the most a Write gets at a time; 0: all
 
 	nap *nap // how to wait for bytes without memory; nil if that is not possible, or not begun
+
+	glance *foreignConn // that under it, while a Read is not to wait for it; else nil. Part of the read side
 
 	mu    sync.Mutex // leaf
 	begun bool
@@ -135,21 +143,27 @@ func wrapTLS(conn net.Conn) net.Conn {
 
 // napOf returns how to wait for a TLS peer's bytes, nil if only a Read can.
 func napOf(conn net.Conn) *nap {
-	if t, ok := conn.(*tls.Conn); ok {
-		if s, ok := t.NetConn().(*steadyConn); ok {
-			return s.nap
-		}
+	if s := steadyOf(conn); s != nil {
+		return s.nap
 	}
 	return nil
+}
+
+// steadyOf returns the steadyConn right under TLS that is ours, nil without one.
+func steadyOf(conn net.Conn) *steadyConn {
+	t, ok := conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	s, _ := t.NetConn().(*steadyConn)
+	return s
 }
 
 // beginTLS begins each steadyConn of a transport. Its engine is its only user
 // from now on.
 func beginTLS(conn net.Conn, stall time.Duration) {
-	if t, ok := conn.(*tls.Conn); ok { // TLS in TLS waits in its Read
-		if s, ok := t.NetConn().(*steadyConn); ok {
-			s.nap = newNap(s.Conn)
-		}
+	if s := steadyOf(conn); s != nil { // TLS in TLS waits in its Read
+		s.nap = newNap(s.Conn)
 	}
 	for ; conn != nil; conn = under(conn) {
 		if s, ok := conn.(*steadyConn); ok {
@@ -169,10 +183,13 @@ func (c *steadyConn) begin(stall time.Duration) {
 // holding the memory of a Read. To crypto/tls that is a time-out, which ends
 // nothing.
 func (c *steadyConn) Read(p []byte) (int, error) {
-	if c.nap == nil {
-		return c.Conn.Read(p)
+	switch {
+	case c.nap != nil:
+		return c.nap.read(p)
+	case c.glance != nil && !c.glance.full():
+		return 0, errNotYet
 	}
-	return c.nap.read(p)
+	return c.Conn.Read(p)
 }
 
 // Write writes all of p, however long that takes, unless nothing was taken for

@@ -1,6 +1,10 @@
 package nat
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/peerws/peerws/internal/netaddr"
+)
 
 // ownAddresser is what a Mapper has that can tell the address by which this
 // machine leaves the network. A user's Mapper does not, so it is always asked.
@@ -10,35 +14,22 @@ type ownAddresser interface {
 	ownAddr(bound netip.Addr) netip.Addr
 }
 
-// What is not the Internet although netip calls it global unicast.
-var (
-	sharedNAT  = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598: carrier-grade NAT
-	notOutside = []netip.Prefix{
-		sharedNAT,
-		netip.MustParsePrefix("0.0.0.0/8"),
-		netip.MustParsePrefix("192.0.0.0/24"),  // RFC 6890: protocol assignments, DS-Lite among them
-		netip.MustParsePrefix("198.18.0.0/15"), // RFC 2544: benchmarks
-		netip.MustParsePrefix("240.0.0.0/4"),   // RFC 1112: reserved
-	}
-)
+// isGlobal reports whether a can be an address on the Internet.
+func isGlobal(a netip.Addr) bool { return netaddr.IsGlobal(a) }
 
-// isGlobal reports whether a can be an address on the Internet. Documentation
-// addresses (RFC 5737) count as such: no gateway has one, and examples do.
-func isGlobal(a netip.Addr) bool {
-	a = a.Unmap()
-	if !a.IsValid() || !a.IsGlobalUnicast() || a.IsPrivate() {
-		return false
-	}
-	for _, p := range notOutside {
-		if p.Contains(a) {
-			return false
-		}
-	}
-	return true
+// A sourcer is a Mapper that can tell by which address of ours the system would send.
+type sourcer interface {
+	// leaves is the address that packets to dst would come from, invalid if there
+	// is no way to it.
+	leaves(dst netip.Addr) netip.Addr
+
+	// neighbours reports whether two addresses of ours are of one network.
+	neighbours(a, b netip.Addr) bool
 }
 
-// isSharedNAT reports whether a is from the range of carrier-grade NATs.
-func isSharedNAT(a netip.Addr) bool { return sharedNAT.Contains(a.Unmap()) }
+// elsewhere stands for any address outside: one that was given up (RFC 7526).
+// Nothing is sent to it.
+var elsewhere = netip.MustParseAddr("192.88.99.1")
 
 // An addresser6 is a Mapper that can do something for IPv6 addresses, and
 // knows which of them are worth it. Of a user's Mapper nothing is known, so it

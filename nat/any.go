@@ -13,19 +13,10 @@ import (
 // never holds a port through two at once, which on most gateways would be a
 // conflict with ourselves. Lease.Via names the one that was used, and renewals
 // go to it.
-func Any() Mapper {
-	h, h6 := systemHost(), systemHost6()
-	four := newAny(
-		candidate{mapper: newPCP(h), blind: true, limit: mapLimit},
-		candidate{mapper: newNATPMP(h), wait: pcpHeadStart, limit: mapLimit},
-		candidate{mapper: newUPnP(h, systemSearcher()), wait: time.Second},
-	)
-	six := newAny(
-		candidate{mapper: newPCP(h6), blind: true, limit: mapLimit},
-		candidate{mapper: newPinhole(newUPnP(h6, systemSearcher6())), wait: time.Second},
-	)
-	return newDual(four, h6, six)
-}
+func Any() Mapper { return Options{}.Any() }
+
+// searchHeadStart is how long UPnP's answer waits for the other protocols'.
+const searchHeadStart = time.Second
 
 // pcpHeadStart is how long NAT-PMP's answer waits for PCP's. A gateway that
 // speaks both does so at one port, as a rule out of one program, so its answers
@@ -332,4 +323,23 @@ func (a *anyMapper) ownAddr(bound netip.Addr) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// leaves is that of the first candidate that knows.
+func (a *anyMapper) leaves(dst netip.Addr) netip.Addr {
+	for _, c := range a.candidates {
+		if s, ok := c.mapper.(sourcer); ok {
+			return s.leaves(dst)
+		}
+	}
+	return netip.Addr{}
+}
+
+func (a *anyMapper) neighbours(x, y netip.Addr) bool {
+	for _, c := range a.candidates {
+		if s, ok := c.mapper.(sourcer); ok {
+			return s.neighbours(x, y)
+		}
+	}
+	return true
 }

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -37,9 +38,9 @@ var (
 )
 
 // A tame is a RoundTripper for one call to one device: it connects to nobody
-// else, through no proxy, from the address the gateway knows us by; it takes
-// limited bytes, makes UTF-8 of them, and remembers what happened, since what
-// stands above it tells only part.
+// else, through no proxy, from the address the gateway knows us by; it reads what
+// net/http would not, but limited bytes, makes UTF-8 of them, and remembers what
+// happened, since what stands above it tells only part.
 type tame struct {
 	link   link
 	device netip.Addr
@@ -51,36 +52,80 @@ type tame struct {
 }
 
 func (t *tame) RoundTrip(r *http.Request) (*http.Response, error) {
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.link.local, 0))}
-	h := http.Transport{
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			if a, err := netip.ParseAddrPort(address); err != nil || a.Addr() != t.device {
-				return nil, errElsewhere
-			}
-			return d.DialContext(ctx, "tcp", address)
-		},
-		DisableKeepAlives:      true, // small devices have few connections to give
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: 16 << 10,
-	}
-	res, err := h.RoundTrip(r)
+	a, err := t.exchange(r)
 	if err != nil {
 		t.err = err
 		return nil, err
 	}
-	defer res.Body.Close()
-	t.status = res.StatusCode
-	b, err := io.ReadAll(io.LimitReader(res.Body, t.limit+1))
-	if err == nil && int64(len(b)) > t.limit {
-		err = malformed("%w", errTooLarge)
-	}
-	if err != nil {
-		t.err = err
-		return nil, err
-	}
-	t.body = plainXML(b)
+	t.status, t.body = a.status, plainXML(a.body)
+	res := a.response(r)
 	res.Body, res.ContentLength = io.NopCloser(bytes.NewReader(t.body)), int64(len(t.body))
 	return res, nil
+}
+
+// answerPause is how long more of an answer is waited for that may be whole: its
+// length is wrong, or is not said and the connection stays open.
+const answerPause = 250 * time.Millisecond
+
+// exchange is one request on a connection of its own: small devices have few to
+// give.
+func (t *tame) exchange(r *http.Request) (httpAnswer, error) {
+	ctx := r.Context()
+	port, err := strconv.ParseUint(orPort80(r.URL.Port()), 10, 16)
+	if a, bad := netip.ParseAddr(r.URL.Hostname()); err != nil || bad != nil || a != t.device {
+		return httpAnswer{}, errElsewhere
+	}
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.link.local, 0))}
+	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(t.device, uint16(port)).String())
+	if err != nil {
+		return httpAnswer{}, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	r = r.Clone(ctx)
+	r.Close = true // Connection: close
+	if err := r.Write(conn); err != nil {
+		return httpAnswer{}, orContextError(ctx, err)
+	}
+	b := make([]byte, 0, 4<<10)
+	for end := false; ; {
+		if len(b) == cap(b) {
+			b = slices.Grow(b, cap(b))
+		}
+		n, failed := conn.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		end = failed == io.EOF
+		a, whole, err := parseAnswer(b, end)
+		switch {
+		case int64(len(a.body)) > t.limit || len(b) > maxHead+2*int(t.limit):
+			return httpAnswer{}, malformed("%w", errTooLarge)
+		case err != nil || whole == answerWhole:
+			return a, err
+		case failed != nil && whole == answerMaybe && ctx.Err() == nil:
+			return a, nil
+		case failed != nil:
+			return httpAnswer{}, orContextError(ctx, failed)
+		case whole == answerMaybe:
+			conn.SetReadDeadline(time.Now().Add(answerPause))
+		default:
+			conn.SetReadDeadline(time.Time{})
+		}
+	}
+}
+
+// orContextError is err, or what ended ctx, of which err is a consequence then.
+func orContextError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func orPort80(port string) string {
+	if port == "" {
+		return "80"
+	}
+	return port
 }
 
 // client is an HTTP client over t that follows no redirects and keeps no cookies.
@@ -103,6 +148,12 @@ func plainXML(b []byte) []byte {
 		}
 		b = u
 	}
+	b = bytes.Map(func(r rune) rune {
+		if r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == 0xFFFE || r == 0xFFFF { // what no XML has
+			return -1
+		}
+		return r
+	}, b)
 	// Without the declaration, the decoder takes UTF-8 for granted.
 	head := bytes.TrimLeft(b, " \t\r\n")
 	if bytes.HasPrefix(head, []byte("<?xml")) {
@@ -167,12 +218,13 @@ var serviceURNs = [...]string{urnIP2, urnIP1, urnPPP1, urnOldIP, urnOldPPP}
 // each control URL, the most capable first. What the device called itself in
 // its answer does not matter: some that say :1 have :2, and the other way round.
 //
-// Control URLs are resolved against the place of the description. Its URLBase
-// serves only if it is on the same device, and an URL on another is none.
+// Control URLs are resolved against URLBase and against the place of the
+// description, since URLBase may name a port where nobody is. Whatever host they
+// name, the device is asked.
 func findServices(root *goupnp.RootDevice, h hit) ([]*service, error) {
-	base := *h.url
-	if u, err := checkLocation(strings.TrimSpace(root.URLBaseStr), h.device, h.device, true); err == nil && sameHost(root.URLBaseStr, h.device) {
-		base = *u
+	bases := []*url.URL{h.url}
+	if u, err := checkLocation(strings.TrimSpace(root.URLBaseStr), h.device, h.device, true); err == nil && u.Host != h.url.Host {
+		bases = []*url.URL{u, h.url}
 	}
 	dev := newDevice(h)
 	urns := serviceURNs[:]
@@ -194,9 +246,10 @@ func findServices(root *goupnp.RootDevice, h hit) ([]*service, error) {
 			if rank < 0 {
 				continue
 			}
-			control, ok := resolveControl(&base, strings.TrimSpace(s.ControlURL.Str), h.device)
-			if ok {
-				all = append(all, &service{device: dev, urn: urn, control: *control, rank: rank})
+			for _, base := range bases {
+				if control, ok := resolveControl(base, strings.TrimSpace(s.ControlURL.Str), h.device); ok {
+					all = append(all, &service{device: dev, urn: urn, control: *control, rank: rank})
+				}
 			}
 		}
 	})
@@ -227,19 +280,5 @@ func resolveControl(base *url.URL, s string, device netip.Addr) (*url.URL, bool)
 		return nil, false
 	}
 	u, err := checkLocation(base.ResolveReference(ref).String(), device, device, true)
-	if err != nil || ref.Host != "" && !sameHost(s, device) {
-		return nil, false
-	}
-	return u, true
-}
-
-// sameHost reports whether a URL names the device's own address. It is for
-// what checkLocation would otherwise put right.
-func sameHost(s string, device netip.Addr) bool {
-	u, err := url.Parse(strings.TrimSpace(s))
-	if err != nil {
-		return false
-	}
-	a, err := netip.ParseAddr(u.Hostname())
-	return err == nil && a.Unmap().WithZone("") == device.WithZone("")
+	return u, err == nil
 }

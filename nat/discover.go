@@ -15,7 +15,13 @@ func (u *upnp) discover(ctx context.Context, op string, links []link) (*service,
 	s, err := u.finding.do(ctx, searchOf(op, links), func(ctx context.Context) (*service, error) {
 		ctx, cancel := context.WithTimeout(ctx, u.limit)
 		defer cancel()
-		return u.find(ctx, op, links)
+		s, err := u.find(ctx, op, links)
+		if err == nil {
+			u.mu.Lock()
+			u.known = s // before the search is over: who comes then does not begin another
+			u.mu.Unlock()
+		}
+		return s, err
 	})
 	if err != nil && ctx.Err() != nil {
 		err = u.fail(op, netip.Addr{}, ctxError(ctx))

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"context"
+	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -49,10 +50,7 @@ func (l *tableLine) entry() (e PortEntry, ok bool) {
 	if err != nil {
 		return PortEntry{}, false
 	}
-	client, err := netip.ParseAddr(strings.TrimSpace(l.NewInternalClient))
-	if err != nil {
-		return PortEntry{}, false
-	}
+	client := parseClient(l.NewInternalClient)
 	e = PortEntry{External: uint16(external), Internal: netip.AddrPortFrom(client, uint16(port)), Description: printable(l.NewPortMappingDescription)}
 	if seconds, err := strconv.ParseUint(strings.TrimSpace(l.NewLeaseDuration), 10, 32); err == nil {
 		e.Lifetime = time.Duration(seconds) * time.Second
@@ -84,21 +82,45 @@ func (s *service) entriesOf(ctx context.Context, port uint16) []PortEntry {
 	key := mappingKey{NewExternalPort: formatPort(port), NewProtocol: "TCP"}
 	if s.call(ctx, "GetSpecificPortMappingEntry", &key, &out) == nil {
 		out.NewExternalPort, out.NewProtocol = key.NewExternalPort, key.NewProtocol
-		if e, ok := out.entry(); ok {
+		if e, ok := out.entry(); ok && e.Internal.Addr().IsValid() {
 			all = append(all, e)
 		}
 	}
 	own := netip.AddrPortFrom(s.device.hit.link.local, port)
-	for i := range maxEntries {
-		in := struct{ NewPortMappingIndex string }{strconv.Itoa(i)}
-		out := tableLine{}
-		if s.call(ctx, "GetGenericPortMappingEntry", &in, &out) != nil {
-			break // 713 is the end; what else it may say helps nobody
-		}
-		e, ok := out.entry()
-		if ok && (e.External == port || e.Internal == own) && !slices.ContainsFunc(all, func(x PortEntry) bool { return x.External == e.External }) {
+	for e := range s.table(ctx) {
+		if e.Internal.Addr().IsValid() && (e.External == port || e.Internal == own) && !slices.ContainsFunc(all, func(x PortEntry) bool { return x.External == e.External }) {
 			all = append(all, e)
 		}
 	}
 	return all
+}
+
+// table goes through the gateway's table, or its first maxEntries lines.
+func (s *service) table(ctx context.Context) iter.Seq[PortEntry] {
+	return func(yield func(PortEntry) bool) {
+		for i := range maxEntries {
+			in := struct{ NewPortMappingIndex string }{strconv.Itoa(i)}
+			out := tableLine{}
+			if s.call(ctx, "GetGenericPortMappingEntry", &in, &out) != nil {
+				return // 713 is the end; what else it may say helps nobody
+			}
+			if e, ok := out.entry(); ok && !yield(e) {
+				return
+			}
+		}
+	}
+}
+
+// elsewhere finds an entry of ours at another external port than expected, that of
+// a gateway that takes another one without a word.
+func (s *service) elsewhere(ctx context.Context, w wanted) (entry, bool) {
+	ctx, cancel := context.WithTimeout(ctx, entriesTimeout)
+	defer cancel()
+	for p := range s.table(ctx) {
+		e := entry{client: p.Internal.Addr(), port: p.Internal.Port(), lease: p.Lifetime, external: p.External, description: p.Description}
+		if e.external != w.external && e.ours(w.internal, w.description) && likeDescription(e.description, w.description) {
+			return e, true
+		}
+	}
+	return entry{}, false
 }

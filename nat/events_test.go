@@ -40,7 +40,7 @@ func eventNames(all []Event) string {
 		name := strings.TrimPrefix(fmt.Sprintf("%T", e), "nat.")
 		switch e := e.(type) {
 		case Diagnosed:
-			name += " " + e.Diagnosis.Code
+			name += " " + string(e.Diagnosis.Code)
 		case ExternalChanged:
 			name += fmt.Sprintf(" %v %v", e.Old, e.New)
 		case GatewayChanged:

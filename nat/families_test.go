@@ -147,7 +147,7 @@ func TestManagerSettles(t *testing.T) {
 					time.Sleep(time.Millisecond)
 				}
 				synctest.Wait()
-				if s := m.Status(); !s.Settled || s.Diagnosis.Code != c.code {
+				if s := m.Status(); !s.Settled || string(s.Diagnosis.Code) != c.code {
 					t.Errorf("%+v", s)
 				}
 			})
@@ -246,4 +246,39 @@ func TestManagerFamilyFollowsInternal(t *testing.T) {
 			t.Errorf("bound to IPv4: %s", externals(s))
 		}
 	})
+}
+
+// slowAddrs takes its time to list the addresses, as reading the kernel's tables does.
+type slowAddrs struct{ *twoGates }
+
+func (s slowAddrs) addrs6() []netip.Addr {
+	time.Sleep(time.Millisecond)
+	return s.twoGates.addrs6()
+}
+
+// A machine without IPv4: what is settled, and said, is what IPv6 comes to.
+func TestManagerIPv6Only(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		code Code
+	}{
+		"mapped":      {nil, CodeMapped},
+		"silence":     {&Error{Kind: Timeout}, CodeNoGateway},
+		"refused":     {&Error{Kind: Refused}, CodeRefused},
+		"no IPv6 way": {&Error{Kind: NoNetwork}, CodeNoNetwork},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, w := newTwoGates(), new(watch)
+				g.err, g.six[first6].slow, g.six[first6].err = &Error{Kind: NoNetwork}, 50*time.Millisecond, c.err
+				m := NewManager(ManagerConfig{Mapper: slowAddrs{g}, Internal: both, OnChange: w.change})
+				defer m.Close()
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if len(w.all) != 1 || !w.all[0].Settled || w.all[0].Diagnosis.Code != c.code || c.err != nil && w.all[0].Err == nil {
+					t.Errorf("%+v", w.all)
+				}
+			})
+		})
+	}
 }

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/peerws/peerws/internal/netaddr"
 )
 
 // A route is a default route.
@@ -38,14 +40,10 @@ type host struct {
 	// six says that this is about IPv6. Then addrs takes the place of source and
 	// prefixes: which address faces the gateway is the listener's to say.
 	six   bool
-	addrs func() ([]addr6, error)
+	addrs func() ([]netaddr.Addr6, error)
 
 	// loopback allows gateways and ourselves on loopback: for tests.
 	loopback bool
-}
-
-func systemHost() host {
-	return host{routes: defaultRoutes, source: sourceFor, prefixes: localPrefixes}
 }
 
 // maxGateways bounds how many gateways are asked at once.
@@ -53,6 +51,8 @@ const maxGateways = 4
 
 var (
 	errNoRoute   = errors.New("no default route")
+	errTunnel    = errors.New("the default route leads into a tunnel")
+	errOtherWay  = errors.New("the way out is not in the main table of routes")
 	errNoSource  = errors.New("no address of our own faces the gateway")
 	errIPv6      = errors.New("only IPv4 addresses can be mapped")
 	errNotIPv6   = errors.New("no IPv6 address of our own")
@@ -78,9 +78,12 @@ func (h host) links(bound netip.Addr) ([]link, error) {
 		return nil, &Error{Kind: Unsupported, Err: errLoopback}
 	}
 	var gateways []netip.Addr
+	kind := NoNetwork
 	routes, err := h.routes()
 	if err != nil {
-		gateways = h.guess()
+		if gateways = h.guess(); h.leaves(elsewhere).IsValid() {
+			kind = NoGateway
+		}
 	} else {
 		slices.SortStableFunc(routes, func(a, b route) int { return cmp.Compare(a.metric, b.metric) })
 		for _, r := range routes {
@@ -88,7 +91,14 @@ func (h host) links(bound netip.Addr) ([]link, error) {
 				gateways = append(gateways, r.gateway)
 			}
 		}
-		err = errNoRoute
+		if err = errNoRoute; len(gateways) == 0 && h.leaves(elsewhere).IsValid() && !isGlobal(tunnelAddr(routes)) {
+			// There is a way out, with nobody to ask on it: a tunnel, or one by a
+			// rule of its own. A router may be there all the same.
+			if kind, err = NoGateway, errTunnel; len(routes) == 0 {
+				err = errOtherWay
+			}
+			gateways = h.guess()
+		}
 	}
 	var links []link
 	for _, g := range gateways[:min(len(gateways), maxGateways)] {
@@ -99,9 +109,25 @@ func (h host) links(bound netip.Addr) ([]link, error) {
 		}
 	}
 	if len(links) == 0 {
-		return nil, &Error{Kind: NoNetwork, Err: err}
+		return nil, &Error{Kind: kind, Err: err}
 	}
 	return links, nil
+}
+
+func (h host) leaves(dst netip.Addr) netip.Addr {
+	if h.source == nil {
+		return netip.Addr{}
+	}
+	a, err := h.source(dst)
+	if err != nil || a.IsUnspecified() || a.IsLoopback() && !h.loopback {
+		return netip.Addr{}
+	}
+	return a.Unmap()
+}
+
+func (h host) neighbours(a, b netip.Addr) bool {
+	prefixes, err := h.subnets()
+	return err == nil && slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) && p.Contains(b) })
 }
 
 // link is the link to one gateway for a listener bound to bound.
@@ -144,6 +170,9 @@ func (h host) subnets() ([]netip.Prefix, error) {
 
 // guess is the first address of each private subnet we are on.
 func (h host) guess() []netip.Addr {
+	if h.prefixes == nil {
+		return nil
+	}
 	prefixes, err := h.prefixes()
 	if err != nil {
 		return nil
@@ -168,14 +197,25 @@ func (h host) ownAddr(bound netip.Addr) netip.Addr {
 		}
 		return netip.Addr{} // IPv6 has no NAT to speak of, but firewalls
 	}
+	routes, err := h.routes()
+	if err == nil && !slices.ContainsFunc(routes, func(r route) bool { return r.gateway.IsValid() }) {
+		if a := tunnelAddr(routes); a.IsValid() {
+			return a
+		}
+	}
 	if links, err := h.links(bound); err == nil {
 		return links[0].local
 	}
-	routes, err := h.routes()
-	if err != nil {
-		return netip.Addr{}
-	}
+	return netip.Addr{}
+}
+
+// tunnelAddr is our address on the first of the point-to-point links among the
+// routes that has one.
+func tunnelAddr(routes []route) netip.Addr {
 	for _, r := range routes {
+		if r.gateway.IsValid() {
+			continue
+		}
 		if a := interfaceAddr(r); a.IsValid() {
 			return a
 		}

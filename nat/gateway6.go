@@ -5,24 +5,16 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/peerws/peerws/internal/netaddr"
 )
-
-// An addr6 is an IPv6 address of this machine.
-type addr6 struct {
-	addr  netip.Addr // without a zone
-	bits  int        // length of the prefix that it shares with its network
-	iface string     // name of its interface
-
-	temporary bool // RFC 8981: made to be forgotten, often within a day
-	unusable  bool // deprecated, not yet ours for sure, or a duplicate
-}
 
 // maxAddrs6 bounds for how many addresses at once gateways are asked.
 const maxAddrs6 = 4
 
 // systemHost6 is this machine for IPv6.
 func systemHost6() host {
-	return host{six: true, routes: defaultRoutes6, addrs: localAddrs6}
+	return host{six: true, routes: defaultRoutes6, addrs: netaddr.Addrs6}
 }
 
 // usable lists the addresses at which peers outside could reach this machine
@@ -37,19 +29,19 @@ func (h host) usable() []netip.Addr {
 	if err != nil {
 		return nil
 	}
-	slices.SortStableFunc(all, func(a, b addr6) int { return compareBool(a.temporary, b.temporary) })
+	slices.SortStableFunc(all, func(a, b netaddr.Addr6) int { return compareBool(a.Temporary, b.Temporary) })
 	var list []netip.Addr
 	networks := make(map[netip.Prefix]bool)
 	for _, a := range all {
-		network, err := a.addr.Prefix(64)
-		if err != nil || a.unusable || !isGlobal(a.addr) && !h.loopback || a.temporary && networks[network] {
+		network, err := a.Addr.Prefix(64)
+		if err != nil || a.Unusable || !isGlobal(a.Addr) && !h.loopback || a.Temporary && networks[network] {
 			continue
 		}
-		if !slices.ContainsFunc(routes, func(r route) bool { return r.gateway.IsValid() && r.leaves(a.iface) }) || slices.Contains(list, a.addr) {
+		if !slices.ContainsFunc(routes, func(r route) bool { return r.gateway.IsValid() && r.leaves(a.Iface) }) || slices.Contains(list, a.Addr) {
 			continue
 		}
 		networks[network] = true
-		list = append(list, a.addr)
+		list = append(list, a.Addr)
 	}
 	return list[:min(len(list), maxAddrs6)]
 }
@@ -96,16 +88,16 @@ func (h host) links6(bound netip.Addr) ([]link, error) {
 	slices.SortStableFunc(routes, func(a, b route) int { return cmp.Compare(a.metric, b.metric) })
 	var links []link
 	for _, a := range all {
-		if a.addr != bound {
+		if a.Addr != bound {
 			continue
 		}
 		for _, r := range routes {
-			if !r.gateway.IsValid() || !r.leaves(a.iface) {
+			if !r.gateway.IsValid() || !r.leaves(a.Iface) {
 				continue
 			}
 			l := link{gateway: r.gateway.WithZone(""), local: bound}
 			if l.gateway.IsLinkLocalUnicast() {
-				l.gateway = l.gateway.WithZone(a.iface)
+				l.gateway = l.gateway.WithZone(a.Iface)
 			}
 			if !slices.Contains(links, l) && len(links) < maxGateways {
 				links = append(links, l)
@@ -126,7 +118,7 @@ func (h host) networks() ([]netip.Prefix, error) {
 	}
 	list := []netip.Prefix{netip.MustParsePrefix("fe80::/10")}
 	for _, a := range all {
-		list = append(list, netip.PrefixFrom(a.addr, a.bits))
+		list = append(list, netip.PrefixFrom(a.Addr, a.Bits))
 	}
 	return list, nil
 }

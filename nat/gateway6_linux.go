@@ -2,12 +2,12 @@ package nat
 
 import (
 	"bufio"
-	"encoding/hex"
 	"io"
-	"net/netip"
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/peerws/peerws/internal/netaddr"
 )
 
 // defaultRoutes6 reads the kernel's IPv6 routes. A kernel without IPv6 has none.
@@ -44,7 +44,7 @@ func parseProcRoute6(r io.Reader) ([]route, error) {
 		if err != nil {
 			continue
 		}
-		gateway, ok := parseHex6(f[4])
+		gateway, ok := netaddr.ParseHex6(f[4])
 		if !ok {
 			continue
 		}
@@ -55,53 +55,4 @@ func parseProcRoute6(r io.Reader) ([]route, error) {
 		routes = append(routes, d)
 	}
 	return routes, s.Err()
-}
-
-// localAddrs6 reads the kernel's IPv6 addresses.
-func localAddrs6() ([]addr6, error) {
-	f, err := os.Open("/proc/net/if_inet6")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return parseProcAddr6(f)
-}
-
-// parseProcAddr6 reads /proc/net/if_inet6:
-//
-//	address  index  prefix length  scope  flags  iface
-//
-// in hexadecimal. The flags are the lower ones of linux/if_addr.h.
-func parseProcAddr6(r io.Reader) ([]addr6, error) {
-	const temporary, duplicate, deprecated, tentative = 0x01, 0x08, 0x20, 0x40
-	var all []addr6
-	s := bufio.NewScanner(r)
-	for s.Scan() {
-		f := strings.Fields(s.Text())
-		if len(f) < 6 {
-			continue
-		}
-		addr, ok := parseHex6(f[0])
-		bits, err := strconv.ParseUint(f[2], 16, 8)
-		flags, err2 := strconv.ParseUint(f[4], 16, 32)
-		if !ok || err != nil || bits > 128 || err2 != nil {
-			continue
-		}
-		all = append(all, addr6{
-			addr:      addr,
-			bits:      int(bits),
-			iface:     f[5],
-			temporary: flags&temporary != 0,
-			unusable:  flags&(duplicate|deprecated|tentative) != 0,
-		})
-	}
-	return all, s.Err()
-}
-
-func parseHex6(s string) (netip.Addr, bool) {
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != 16 {
-		return netip.Addr{}, false
-	}
-	return netip.AddrFrom16([16]byte(b)), true
 }

@@ -22,23 +22,3 @@ short
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 }
-
-func TestParseProcAddr6(t *testing.T) {
-	const table = `00000000000000000000000000000001 01 80 10 80       lo
-20010db80077000000000000000000aa 02 40 00 100     eth0
-20010db80077000000000000000000bb 02 40 00 01     eth0
-20010db80077000000000000000000cc 02 40 00 21     eth0
-20010db80077000000000000000000dd 02 40 00 40     eth0
-20010db80077000000000000000000ee 02 40 00 88     eth0
-nonsense
-`
-	got, err := parseProcAddr6(strings.NewReader(table))
-	a := func(s string, temporary, unusable bool) addr6 {
-		return addr6{addr: netip.MustParseAddr(s), bits: 64, iface: "eth0", temporary: temporary, unusable: unusable}
-	}
-	lo := addr6{addr: netip.IPv6Loopback(), bits: 128, iface: "lo"}
-	want := []addr6{lo, a("2001:db8:77::aa", false, false), a("2001:db8:77::bb", true, false), a("2001:db8:77::cc", true, true), a("2001:db8:77::dd", false, true), a("2001:db8:77::ee", false, true)}
-	if err != nil || !slices.Equal(got, want) {
-		t.Errorf("got %+v, %v, want %+v", got, err, want)
-	}
-}

@@ -6,27 +6,29 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/peerws/peerws/internal/netaddr"
 )
 
 // host6 is a machine with IPv6 as the tests want it.
-func host6(routes []route, addrs ...addr6) host {
+func host6(routes []route, addrs ...netaddr.Addr6) host {
 	return host{
 		six:    true,
 		routes: func() ([]route, error) { return slices.Clone(routes), nil },
-		addrs:  func() ([]addr6, error) { return slices.Clone(addrs), nil },
+		addrs:  func() ([]netaddr.Addr6, error) { return slices.Clone(addrs), nil },
 	}
 }
 
-func at6(s, iface string) addr6 {
-	return addr6{addr: netip.MustParseAddr(s), bits: 64, iface: iface}
+func at6(s, iface string) netaddr.Addr6 {
+	return netaddr.Addr6{Addr: netip.MustParseAddr(s), Bits: 64, Iface: iface}
 }
 
 // Which of our addresses are worth a gateway's trouble.
 func TestUsable6(t *testing.T) {
 	temporary, deprecated := at6("2001:db8:1::dead", "eth0"), at6("2001:db8:1::5", "eth0")
-	temporary.temporary, deprecated.unusable = true, true
+	temporary.Temporary, deprecated.Unusable = true, true
 	lonely := at6("2001:db8:2::dead", "eth0")
-	lonely.temporary = true
+	lonely.Temporary = true
 	routes := []route{{gateway: netip.MustParseAddr("fe80::1"), iface: "eth0"}, {iface: "tun0"}}
 	h := host6(routes,
 		at6("::1", "lo"), at6("fe80::2", "eth0"), at6("fd00::2", "eth0"), temporary, deprecated, at6("2001:db8:1::2", "eth0"), lonely,
@@ -40,7 +42,7 @@ func TestUsable6(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 
-	var many []addr6
+	var many []netaddr.Addr6
 	for i := range 20 {
 		many = append(many, at6("2001:db8:1::"+string(rune('a'+i%6))+strings.Repeat("1", i/6), "eth0"))
 	}

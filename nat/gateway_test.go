@@ -64,8 +64,24 @@ func TestLinks(t *testing.T) {
 	if got, err := h.links(anyIP); err != nil || !slices.Equal(got, []link{{gw, own}}) {
 		t.Errorf("guessed: %v, %v", got, err)
 	}
-	// It knows that there are none: nobody is asked.
+	// It knows none, or a tunnel, and yet there is a way out: the same, and why
+	// nobody else is asked.
+	for want, routes := range map[error][]route{errOtherWay: nil, errTunnel: {{iface: "no-such-interface"}}} {
+		h.routes = func() ([]route, error) { return routes, nil }
+		if got, err := h.links(anyIP); err != nil || !slices.Equal(got, []link{{gw, own}}) {
+			t.Errorf("%v: %v, %v", want, got, err)
+		}
+		alone := h
+		alone.prefixes = func() ([]netip.Prefix, error) { return nil, nil }
+		_, err := alone.links(anyIP)
+		wantKind(t, err, NoGateway, 0)
+		if d := diagnose(err); !errors.Is(err, want) || d.Code != CodeVPN {
+			t.Errorf("%v: %v", d.Code, err)
+		}
+	}
+	// It knows that there is no way out: nobody is asked.
 	h.routes = func() ([]route, error) { return nil, nil }
+	h.source = func(netip.Addr) (netip.Addr, error) { return netip.Addr{}, errors.New("network is unreachable") }
 	_, err := h.links(anyIP)
 	wantKind(t, err, NoNetwork, 0)
 	if !errors.Is(err, errNoRoute) {

@@ -13,15 +13,44 @@ import (
 
 // An entry is a line of the port mapping table.
 type entry struct {
-	client   netip.Addr
-	port     uint16
-	lease    time.Duration // what is left of it, 0 = no end
-	external uint16
+	client      netip.Addr // invalid if the gateway shows a name, as WANIPConnection:1 §2.2.18 lets it
+	port        uint16
+	lease       time.Duration // what is left of it, 0 = no end
+	external    uint16
+	description string
+	disabled    bool // it is there, and forwards nothing
 }
 
-// ours reports whether the entry forwards to us.
-func (e entry) ours(internal netip.AddrPort) bool {
-	return e.client == internal.Addr() && e.port == internal.Port()
+// ours reports whether the entry forwards to us, internal being where to, and
+// description what we call it. Behind a name there may be anybody: then it is ours
+// by what it is called.
+func (e entry) ours(internal netip.AddrPort, description string) bool {
+	return e.port == internal.Port() && (e.client == internal.Addr() || !e.client.IsValid() && likeDescription(e.description, description))
+}
+
+// likeDescription reports whether a gateway's table may show want as got: some
+// add to it, some cut it.
+func likeDescription(got, want string) bool {
+	const least = 6 // bytes that are left of it
+	return want != "" && (strings.Contains(got, want) || len(got) >= least && strings.HasPrefix(want, got))
+}
+
+// parseClient reads an InternalClient: an address, perhaps with zeros in front of
+// its numbers, which all devices that write them mean as decimal ones. A name is
+// an invalid address.
+func parseClient(s string) netip.Addr {
+	s = strings.TrimSpace(s)
+	if a, err := netip.ParseAddr(s); err == nil {
+		return a.Unmap()
+	}
+	parts := strings.Split(s, ".")
+	for i, p := range parts {
+		if parts[i] = strings.TrimLeft(p, "0"); p != "" && parts[i] == "" {
+			parts[i] = "0"
+		}
+	}
+	a, _ := netip.ParseAddr(strings.Join(parts, "."))
+	return a
 }
 
 type addMapping struct {
@@ -44,28 +73,28 @@ type mappingKey struct {
 // newAdd fills in what is the same for both ways to add: every remote host
 // (some devices want the element there and empty), TCP in upper case (some
 // know no other), and never port 0, which could mean all of them.
-func newAdd(internal netip.AddrPort, external uint16, description string, lease time.Duration) *addMapping {
+func newAdd(w wanted) *addMapping {
 	return &addMapping{
-		NewExternalPort:           formatPort(external),
+		NewExternalPort:           formatPort(w.external),
 		NewProtocol:               "TCP",
-		NewInternalPort:           formatPort(internal.Port()),
-		NewInternalClient:         internal.Addr().String(),
+		NewInternalPort:           formatPort(w.internal.Port()),
+		NewInternalClient:         w.internal.Addr().String(),
 		NewEnabled:                "1",
-		NewPortMappingDescription: description,
-		NewLeaseDuration:          strconv.FormatInt(int64(lease/time.Second), 10),
+		NewPortMappingDescription: w.description,
+		NewLeaseDuration:          strconv.FormatInt(int64(w.lease/time.Second), 10),
 	}
 }
 
 // add is AddPortMapping: this port or an error.
-func (s *service) add(ctx context.Context, internal netip.AddrPort, external uint16, description string, lease time.Duration) error {
-	return s.call(ctx, "AddPortMapping", newAdd(internal, external, description, lease), nil)
+func (s *service) add(ctx context.Context, w wanted) error {
+	return s.call(ctx, "AddPortMapping", newAdd(w), nil)
 }
 
 // addAny is AddAnyPortMapping of WANIPConnection:2 §2.6.20: this port, or
 // another the gateway chooses.
-func (s *service) addAny(ctx context.Context, internal netip.AddrPort, external uint16, description string, lease time.Duration) (uint16, error) {
+func (s *service) addAny(ctx context.Context, w wanted) (uint16, error) {
 	var out struct{ NewReservedPort string }
-	if err := s.call(ctx, "AddAnyPortMapping", newAdd(internal, external, description, lease), &out); err != nil {
+	if err := s.call(ctx, "AddAnyPortMapping", newAdd(w), &out); err != nil {
 		return 0, err
 	}
 	port, err := strconv.ParseUint(strings.TrimSpace(out.NewReservedPort), 10, 16)
@@ -84,22 +113,22 @@ func (s *service) remove(ctx context.Context, external uint16) error {
 // is nobody.
 func (s *service) entry(ctx context.Context, external uint16) (entry, error) {
 	var out struct {
-		NewInternalPort   string
-		NewInternalClient string
-		NewLeaseDuration  string
+		NewInternalPort           string
+		NewInternalClient         string
+		NewEnabled                string
+		NewPortMappingDescription string
+		NewLeaseDuration          string
 	}
 	if err := s.call(ctx, "GetSpecificPortMappingEntry", &mappingKey{NewExternalPort: formatPort(external), NewProtocol: "TCP"}, &out); err != nil {
 		return entry{}, err
 	}
-	e := entry{external: external}
+	e := entry{external: external, description: strings.TrimSpace(out.NewPortMappingDescription), disabled: strings.TrimSpace(out.NewEnabled) == "0"}
 	port, err := strconv.ParseUint(strings.TrimSpace(out.NewInternalPort), 10, 16)
 	if err != nil {
 		return entry{}, malformed("mapping entry with port %.20q", out.NewInternalPort)
 	}
 	e.port = uint16(port)
-	if e.client, err = netip.ParseAddr(strings.TrimSpace(out.NewInternalClient)); err != nil {
-		return entry{}, malformed("mapping entry with client %.40q", out.NewInternalClient)
-	}
+	e.client = parseClient(out.NewInternalClient)
 	if seconds, err := strconv.ParseUint(strings.TrimSpace(out.NewLeaseDuration), 10, 32); err == nil {
 		e.lease = time.Duration(seconds) * time.Second
 	}

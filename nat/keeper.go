@@ -13,6 +13,9 @@ const (
 	// One asking, rediscovery included, is over after this.
 	askTimeout = 30 * time.Second
 
+	// And after this, if our own address is a public one.
+	publicTimeout = 2500 * time.Millisecond
+
 	// A renewal comes at a random point between 1/2 and 5/8 of the granted
 	// time, then at 3/4 and 7/8, never less than 4 s apart (RFC 6887 §11.2.1
 	// has the same points; RFC 6886 §3.3 begins at half).
@@ -132,6 +135,21 @@ func (k *keeper) explain(err error) Diagnosis {
 	return diagnose(err)
 }
 
+// explainLease says what a mapping comes to. One whose answers leave by another way
+// than the gateway's leads nowhere: the system knows, without a packet.
+func (k *keeper) explainLease(l Lease) Diagnosis {
+	d := diagnoseLease(l)
+	s, ok := k.m.c.Mapper.(sourcer)
+	if !ok || k.six() || d.Code != CodeMapped || l.Via == "static" {
+		return d
+	}
+	own := l.Internal.Addr()
+	if out := s.leaves(l.External.Addr()); out.IsValid() && out != own && out != l.External.Addr() && !s.neighbours(out, own) {
+		return diagnoseOtherWay(l, out)
+	}
+	return d
+}
+
 // last is what the keeper has published last.
 func (k *keeper) last() Status {
 	k.m.mu.Lock()
@@ -189,12 +207,29 @@ func (k *keeper) attend(ctx context.Context, due time.Time) {
 				k.failures = 0
 				return
 			}
+			k.reassess(ctx)
 			continue
 		}
 		k.alarm = time.Time{}
 		if !look || k.look(ctx) {
 			return
 		}
+	}
+}
+
+// reassess looks whether what we send still leaves by the same way as when the lease
+// was granted: a VPN may have been switched on, or off.
+func (k *keeper) reassess(ctx context.Context) {
+	if k.lease == nil || k.lost {
+		return
+	}
+	s := k.last()
+	if code := s.Diagnosis.Code; code != CodeMapped && code != CodeVPN || len(s.Leases) != 1 {
+		return
+	}
+	if d := k.explainLease(*k.lease); d.Code != s.Diagnosis.Code {
+		s.Diagnosis = d
+		k.m.publish(ctx, k, s)
 	}
 }
 
@@ -245,7 +280,7 @@ func (k *keeper) look(ctx context.Context) (ask bool) {
 	}
 	if l.External != k.lease.External {
 		s := k.last()
-		s.Leases, s.Diagnosis = []Lease{l}, diagnoseLease(l)
+		s.Leases, s.Diagnosis = []Lease{l}, k.explainLease(l)
 		k.m.publish(ctx, k, s)
 	}
 	k.lease = &l
@@ -292,17 +327,18 @@ func (k *keeper) ask(ctx context.Context) time.Duration {
 		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: k.explain(s.Err), Err: s.Err})
 	}
 
-	// A public IPv4 address of our own needs no mapping, and there is nobody in
-	// front of it who could make one. An IPv6 address is public too, but behind
-	// a firewall.
-	if k.facing = k.faces(); !k.six() && isGlobal(k.facing) {
-		k.drop(ctx)
-		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnosePublic(k.facing)})
-		return jitter(backoff[len(backoff)-1])
+	// A public IPv4 address of our own needs no mapping, and as a rule there is
+	// nobody in front of it who could make one: silence says so, and is not waited
+	// for long. But there are networks at home on addresses that are somebody
+	// else's. An IPv6 address is public too, but behind a firewall.
+	k.facing = k.faces()
+	public, limit := !k.six() && isGlobal(k.facing), askTimeout
+	if public {
+		limit = publicTimeout
 	}
 
 	k.looked = time.Now()
-	call, cancel := context.WithTimeout(ctx, askTimeout)
+	call, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	l, err := k.m.c.Mapper.Map(call, Request{
 		Internal:    k.internal,
@@ -316,6 +352,11 @@ func (k *keeper) ask(ctx context.Context) time.Duration {
 	}
 	if ctx.Err() != nil {
 		return 0
+	}
+	if public && transport(err) {
+		k.drop(ctx)
+		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnosePublic(k.facing, k.internal.Port())})
+		return jitter(backoff[len(backoff)-1])
 	}
 	if errors.Is(err, errOff) {
 		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnose(err)})
@@ -333,7 +374,11 @@ func (k *keeper) granted(ctx context.Context, l Lease) time.Duration {
 	k.lease, k.port, k.failures = &l, l.External.Port(), 0
 	k.lost, k.deaf = false, 0
 	k.attune(ctx)
-	k.m.publish(ctx, k, Status{Settled: true, Leases: []Lease{l}, Diagnosis: diagnoseLease(l)})
+	d := k.explainLease(l)
+	if !k.six() && l.External.Addr() == k.facing {
+		d = diagnosePublic(l.External.Addr(), l.Internal.Port()) // nothing is translated: it is a firewall that was opened
+	}
+	k.m.publish(ctx, k, Status{Settled: true, Leases: []Lease{l}, Diagnosis: d})
 	return max(time.Until(l.Obtained.Add(firstRenewal(l, rand.Float64()))), minRenewGap)
 }
 
@@ -354,7 +399,7 @@ func (k *keeper) failed(ctx context.Context, err error) time.Duration {
 	if k.lease != nil && !k.lost {
 		age, life := time.Since(k.lease.Obtained), validity(*k.lease)
 		if age < life {
-			s.Leases, s.Diagnosis = []Lease{*k.lease}, diagnoseLease(*k.lease)
+			s.Leases, s.Diagnosis = []Lease{*k.lease}, k.explainLease(*k.lease)
 			wait = min(wait, nextRenewal(age, life))
 		}
 	}

@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -55,7 +56,12 @@ func loopbackHost(gateways ...netip.Addr) host {
 			}
 			return routes, nil
 		},
-		source:   sourceFor,
+		source: func(dst netip.Addr) (netip.Addr, error) {
+			if !dst.IsLoopback() {
+				return netip.Addr{}, errors.New("network is unreachable")
+			}
+			return sourceFor(dst)
+		},
 		prefixes: func() ([]netip.Prefix, error) { return []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8")}, nil },
 		loopback: true,
 	}

@@ -164,7 +164,8 @@ func (m *Manager) run(ctx context.Context) {
 	if both = both && first.Addr() == netip.IPv6Unspecified(); first.Addr().IsUnspecified() {
 		first = netip.AddrPortFrom(netip.IPv4Unspecified(), first.Port())
 	}
-	running = append(running, m.start(ctx, first))
+	lead, keep := m.add(ctx, first)
+	running = append(running, lead)
 	var watch <-chan time.Time
 	if both {
 		t := time.NewTicker(watchEvery)
@@ -172,6 +173,7 @@ func (m *Manager) run(ctx context.Context) {
 		watch = t.C
 		running = m.revise(ctx, running, six.addrs6())
 	}
+	go keep() // it may settle at once, and must not before the others are there
 	limit := time.NewTimer(settleLimit)
 	defer limit.Stop()
 
@@ -209,15 +211,15 @@ func (m *Manager) run(ctx context.Context) {
 	m.events.close()
 }
 
-// start makes a keeper and has it begin.
-func (m *Manager) start(ctx context.Context, internal netip.AddrPort) *keeper {
-	k := &keeper{m: m, internal: internal, done: make(chan struct{}), port: m.c.External, heard: make(chan struct{}, 1)}
+// add makes a keeper, of which nothing is known yet, and the function that it is
+// to run.
+func (m *Manager) add(ctx context.Context, internal netip.AddrPort) (k *keeper, keep func()) {
+	k = &keeper{m: m, internal: internal, done: make(chan struct{}), port: m.c.External, heard: make(chan struct{}, 1)}
 	ctx, k.cancel = context.WithCancelCause(ctx)
 	m.mu.Lock()
 	m.keepers = append(m.keepers, k)
 	m.mu.Unlock()
-	go k.keep(ctx)
-	return k
+	return k, func() { k.keep(ctx) }
 }
 
 // revise starts keepers for those of the IPv6 addresses that are new, stops
@@ -247,7 +249,9 @@ func (m *Manager) revise(ctx context.Context, running []*keeper, addrs []netip.A
 	}
 	for _, a := range addrs {
 		if !kept[a] {
-			next = append(next, m.start(ctx, netip.AddrPortFrom(a, m.c.Internal.Port())))
+			k, keep := m.add(ctx, netip.AddrPortFrom(a, m.c.Internal.Port()))
+			next = append(next, k)
+			go keep()
 		}
 	}
 	return next
@@ -343,10 +347,13 @@ func mergeStatus(all []Status, settled, late bool) Status {
 		return s
 	}
 	first := all[0]
-	s.Settled = settled || !pending || first.Settled && (late || len(first.Leases) > 0 || first.Diagnosis.Code == "public")
+	s.Settled = settled || !pending || first.Settled && (late || len(first.Leases) > 0 || first.Diagnosis.Code == CodePublic)
 	if s.Settled {
 		s.Diagnosis, s.Err = first.Diagnosis, first.Err
 		s.Diagnosis = besideIPv6(s.Diagnosis, s.Leases)
+		if s.Diagnosis.Code == CodeNoNetwork && len(all) > 1 && all[1].Diagnosis.Code != "" {
+			s.Diagnosis, s.Err = all[1].Diagnosis, all[1].Err // there is a network, of IPv6 alone
+		}
 	}
 	return s
 }

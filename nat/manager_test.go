@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -400,30 +401,132 @@ type own struct {
 
 func (o own) ownAddr(netip.Addr) netip.Addr { return o.addr }
 
-// A public address of our own needs no gateway, and none is asked.
+// A public address of our own needs no gateway, and where none answers that is
+// soon clear.
 func TestManagerPublic(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g, w := newGate(time.Hour), new(watch)
-		m := start(own{g, publicIP}, w)
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		if s := m.Status(); !s.Settled || s.Diagnosis.Code != "public" || len(s.Leases) != 0 || len(g.times()) != 0 || w.codes() != "public/0" {
-			t.Errorf("%+v, asked %v", s, g.times())
-		}
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	synctest.Test(t, func(t *testing.T) {
+	for name, c := range map[string]struct {
+		own, external netip.Addr
+		err           error
+		code          Code
+		leases        int
+	}{
+		"no router":            {publicIP, netip.Addr{}, &Error{Kind: NoGateway}, CodePublic, 0},
+		"silence":              {publicIP, netip.Addr{}, &Error{Kind: Timeout}, CodePublic, 0},
+		"a firewall":           {publicIP, publicIP, nil, CodePublic, 1},
+		"a firewall refuses":   {publicIP, netip.Addr{}, &Error{Kind: Refused}, CodeRefused, 0},
+		"a private address":    {netip.MustParseAddr("192.168.1.5"), publicIP, nil, CodeMapped, 1},
+		"somebody else's":      {netip.MustParseAddr("169.168.1.142"), publicIP, nil, CodeMapped, 1},
+		"somebody else's, CGN": {netip.MustParseAddr("169.168.1.142"), netip.MustParseAddr("100.64.1.1"), nil, CodeCGNAT, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, w := newGate(time.Hour), new(watch)
+				g.external, g.err = c.external, c.err
+				m := start(own{g, c.own}, w)
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if s := m.Status(); !s.Settled || s.Diagnosis.Code != c.code || len(s.Leases) != c.leases || w.codes() != fmt.Sprintf("%s/%d", c.code, c.leases) {
+					t.Errorf("%+v; %s", s, w.codes())
+				}
+				if err := m.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // one that swallows everything
 		g := newGate(time.Hour)
-		m := start(own{g, netip.MustParseAddr("192.168.1.5")}, nil)
+		g.slow = time.Hour
+		m := start(own{g, publicIP}, nil)
 		defer m.Close()
+		time.Sleep(publicTimeout)
 		synctest.Wait()
-		if s := m.Status(); s.Diagnosis.Code != "mapped" {
+		if s := m.Status(); !s.Settled || s.Diagnosis.Code != CodePublic {
 			t.Errorf("%+v", s)
 		}
 	})
 }
+
+// leaving is a gate on a machine that sends to the outside from an address.
+type leaving struct {
+	*gate
+	out  netip.Addr
+	near bool // it is of the gateway's network
+}
+
+func (l leaving) leaves(netip.Addr) netip.Addr { return l.out }
+
+func (l leaving) neighbours(netip.Addr, netip.Addr) bool { return l.near }
+
+// A forward whose answers go out by another way leads nowhere, and is not called
+// mapped.
+func TestManagerAnswersElsewhere(t *testing.T) {
+	own := netip.MustParseAddrPort("192.168.1.5:9000")
+	for name, c := range map[string]struct {
+		out      string
+		near     bool
+		external string
+		code     Code
+	}{
+		"by the gateway":           {"192.168.1.5", false, "203.0.113.7", CodeMapped},
+		"by a tunnel":              {"10.8.0.2", false, "203.0.113.7", CodeVPN},
+		"by an exit node":          {"100.101.102.103", false, "203.0.113.7", CodeVPN},
+		"by a proxy's tunnel":      {"198.18.0.1", false, "203.0.113.7", CodeVPN},
+		"by another network":       {"192.168.2.5", false, "203.0.113.7", CodeVPN},
+		"by Wi-Fi to the same":     {"192.168.1.6", true, "203.0.113.7", CodeMapped},
+		"nobody knows":             {"", false, "203.0.113.7", CodeMapped},
+		"it is of no use anyway":   {"10.8.0.2", false, "100.64.1.1", CodeCGNAT},
+		"the outside is ours, too": {"203.0.113.7", false, "203.0.113.7", CodeMapped},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGate(time.Hour)
+				g.external = netip.MustParseAddr(c.external)
+				out, _ := netip.ParseAddr(c.out)
+				m := NewManager(ManagerConfig{Mapper: leaving{g, out, c.near}, Internal: own})
+				defer m.Close()
+				synctest.Wait()
+				if d := m.Status().Diagnosis; d.Code != c.code {
+					t.Errorf("%+v", d)
+				}
+			})
+		})
+	}
+}
+
+// A VPN that is switched on and off while a forward is held is noticed.
+func TestManagerVPNComesAndGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out atomic.Pointer[netip.Addr]
+		set := func(s string) {
+			a := netip.MustParseAddr(s)
+			out.Store(&a)
+		}
+		set("192.168.1.5")
+		w := new(watch)
+		m := NewManager(ManagerConfig{Mapper: wandering{newGate(2 * time.Hour), &out}, Internal: netip.MustParseAddrPort("192.168.1.5:9000"), OnChange: w.change})
+		defer m.Close()
+		synctest.Wait()
+		for _, s := range []string{"10.8.0.2", "192.168.1.5"} {
+			set(s)
+			time.Sleep(2 * watchEvery)
+			synctest.Wait()
+		}
+		if got := w.codes(); got != "mapped/1 vpn/1 mapped/1" {
+			t.Error(got)
+		}
+	})
+}
+
+// wandering is a gate on a machine whose way out changes.
+type wandering struct {
+	*gate
+	out *atomic.Pointer[netip.Addr]
+}
+
+func (w wandering) leaves(netip.Addr) netip.Addr { return *w.out.Load() }
+
+func (wandering) neighbours(netip.Addr, netip.Addr) bool { return false }
 
 // Without a default route everything is settled at once.
 func TestManagerNoNetwork(t *testing.T) {
@@ -480,11 +583,11 @@ func TestDiagnose(t *testing.T) {
 		"203.0.113.7": "mapped", "8.8.8.8": "mapped", "100.64.1.1": "cgnat", "10.0.0.1": "double-nat", "192.168.0.2": "double-nat",
 		"172.20.1.1": "double-nat", "192.0.0.2": "double-nat", "169.254.1.1": "double-nat", "0.0.0.0": "wan-down", "": "wan-down",
 	} {
-		if got := diagnoseLease(lease(a)); got.Code != want {
+		if got := diagnoseLease(lease(a)); string(got.Code) != want {
 			t.Errorf("%q: %+v, want %s", a, got, want)
 		}
 	}
-	all := []Diagnosis{diagnosePublic(publicIP), diagnose(errOff), diagnose(&Error{Kind: Unsupported, Err: errLoopback})}
+	all := []Diagnosis{diagnosePublic(publicIP, 9000), diagnose(errOff), diagnose(&Error{Kind: Unsupported, Err: errLoopback})}
 	if all[2].Code != "no-network" {
 		t.Errorf("bound to loopback: %+v", all[2])
 	}
@@ -494,7 +597,7 @@ func TestDiagnose(t *testing.T) {
 	} {
 		d := diagnose(&Error{Kind: k})
 		all = append(all, d)
-		if d.Code != want {
+		if string(d.Code) != want {
 			t.Errorf("%v: %s, want %s", k, d.Code, want)
 		}
 	}

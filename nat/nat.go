@@ -17,7 +17,7 @@
 // fetched from that gateway only, without redirects, proxies or names to
 // resolve, and every answer has a size and a time limit. What is said in the
 // gateway's name to everybody leads to a look at it, once in five seconds at
-// most. A port of a router that is not on the way out is for [Static].
+// most. Another gateway is asked only by name: [Options].
 //
 // # Limitations
 //

@@ -12,7 +12,7 @@ import (
 // NATPMP is the Mapper for NAT-PMP (RFC 6886), spoken by Apple's and many
 // open routers: UDP port 5351 of the gateway. Its default lifetime is 7200 s
 // (RFC 6886 §3.3).
-func NATPMP() Mapper { return newNATPMP(systemHost()) }
+func NATPMP() Mapper { return Options{}.NATPMP() }
 
 func newNATPMP(h host) *natPMP {
 	ms := time.Millisecond
@@ -122,8 +122,8 @@ func (n *natPMP) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 		err = malformed("granted port %d for %d s", a.external, a.lifetime)
 	}
 	if err != nil {
-		if ctx.Err() != nil && r.Previous == nil { // a lease that is held is for its owner to give back
-			n.undo(ctx, l, q)
+		if (ctx.Err() != nil || transport(err)) && r.Previous == nil { // a lease that is held is for its owner to give back
+			n.undo(ctx, l, q, kindOf(err) == Malformed)
 		}
 		return Lease{}, n.fail("map", l, err)
 	}
@@ -144,13 +144,21 @@ func (n *natPMP) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 	}, nil
 }
 
-// undo removes what a call that was broken off may have made. It runs after
-// the caller's context ended, so it has a short one of its own.
-func (n *natPMP) undo(ctx context.Context, l link, q pmpRequest) {
+// undo removes what a call that was broken off, or whose answer got lost or made no
+// sense, may have made. The caller's context may have ended, so it has a short
+// one of its own. garbled says that the answer made no sense.
+func (n *natPMP) undo(ctx context.Context, l link, q pmpRequest, garbled bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pmpUndo)
 	defer cancel()
+	waits := []time.Duration{pmpUndo / 3, pmpUndo / 3, pmpUndo / 3}
 	q.lifetime, q.external = 0, 0
-	_, _ = n.ask(ctx, l, []time.Duration{pmpUndo / 3, pmpUndo / 3, pmpUndo / 3}, q)
+	_, _ = n.ask(ctx, l, waits, q)
+	if cut := q.internal & 0xFF; garbled && cut != 0 && cut != q.internal {
+		// There are gateways that keep only half of a port, and so have mapped
+		// another one of ours.
+		q.internal = cut
+		_, _ = n.ask(ctx, l, waits[:1], q)
+	}
 }
 
 // check asks the gateway for its epoch and its external address.
@@ -180,8 +188,15 @@ func (n *natPMP) Unmap(ctx context.Context, l Lease) error {
 		return n.fail("unmap", link{}, &Error{Kind: Unsupported, Err: errForeign})
 	}
 	at := link{gateway: l.Gateway, local: l.Internal.Addr()}
-	if _, err := n.ask(ctx, at, n.call, pmpRequest{opcode: pmpMapTCP, internal: l.Internal.Port()}); err != nil {
+	q := pmpRequest{opcode: pmpMapTCP, internal: l.Internal.Port()}
+	if _, err := n.ask(ctx, at, n.call, q); err != nil {
 		return n.fail("unmap", at, err)
+	}
+	if external := l.External.Port(); external != q.internal {
+		// The standard wants 0 for the external port, which is not to be looked at.
+		// Gateways that do look at it take 0 for the internal one.
+		q.external = external
+		_, _ = n.ask(ctx, at, n.call[:1], q)
 	}
 	return nil
 }
@@ -219,6 +234,10 @@ func (n *natPMP) remember(l link) {
 func (n *natPMP) forget() { n.remember(link{}) }
 
 func (n *natPMP) ownAddr(bound netip.Addr) netip.Addr { return n.host.ownAddr(bound) }
+
+func (n *natPMP) leaves(dst netip.Addr) netip.Addr { return n.host.leaves(dst) }
+
+func (n *natPMP) neighbours(a, b netip.Addr) bool { return n.host.neighbours(a, b) }
 
 // ask sends q until it is answered, by something other than an error.
 func (n *natPMP) ask(ctx context.Context, l link, waits []time.Duration, q pmpRequest) (pmpResponse, error) {

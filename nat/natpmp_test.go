@@ -381,3 +381,49 @@ func FuzzNATPMP(f *testing.F) {
 		}
 	})
 }
+
+// A mapping whose answer gets lost, or makes no sense, is not left behind.
+func TestNATPMPNothingStaysOpen(t *testing.T) {
+	t.Parallel()
+	for name, edit := range map[string]func(a []byte) []byte{
+		"lost":         func([]byte) []byte { return nil },
+		"cut off":      func(a []byte) []byte { return a[:8] },
+		"port 0":       func(a []byte) []byte { a[10], a[11] = 0, 0; return a },
+		"no lifetime":  func(a []byte) []byte { clear(a[12:]); return a },
+		"ports halved": func(a []byte) []byte { a[8], a[10] = 0, 0; return a },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: publicIP, Edit: func(a []byte) []byte {
+				if len(a) == 16 {
+					return edit(a)
+				}
+				return a
+			}}})
+			_, err := testPMP(f).Map(t.Context(), request(9000))
+			if err == nil || f.Mappings() != 0 || f.Count("pmp delete") == 0 {
+				t.Errorf("%v; %d mappings left, %d deletes", err, f.Mappings(), f.Count("pmp delete"))
+			}
+		})
+	}
+}
+
+// The standard's delete names the internal port alone. If the external one is
+// another, a second names that, for gateways that look at it.
+func TestNATPMPDelete(t *testing.T) {
+	t.Parallel()
+	f := natlab.StartFake(t, natlab.FakeConfig{PMP: natlab.FakePMP{Serve: true, External: publicIP}})
+	n := testPMP(f)
+	r := request(9000)
+	for external, deletes := range map[uint16]int{9000: 1, 9001: 2} {
+		r.External = external
+		l, err := n.Map(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := f.Count("pmp delete")
+		if err := n.Unmap(t.Context(), l); err != nil || f.Count("pmp delete")-before != deletes || f.Mappings() != 0 {
+			t.Errorf("external port %d: %v, %d deletes, %d mappings left", external, err, f.Count("pmp delete")-before, f.Mappings())
+		}
+	}
+}

@@ -13,7 +13,7 @@ import (
 // PCP is the Mapper for the Port Control Protocol (RFC 6887), the successor
 // of NAT-PMP on the same UDP port 5351 of the gateway. Its default lifetime is
 // 7200 s.
-func PCP() Mapper { return newDual(newPCP(systemHost()), systemHost6(), newPCP(systemHost6())) }
+func PCP() Mapper { return Options{}.PCP() }
 
 func newPCP(h host) *pcp {
 	ms := time.Millisecond
@@ -196,22 +196,15 @@ func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 		err = malformed("granted port %d for %d s", a.mapping.external.Port(), a.lifetime)
 	}
 	if err != nil {
-		if ctx.Err() != nil && r.Previous == nil { // a lease that is held is for its owner to give back
+		if (ctx.Err() != nil || transport(err)) && r.Previous == nil { // a lease that is held is for its owner to give back
 			p.undo(ctx, l, q)
 		}
 		return Lease{}, p.fail("map", l, err)
 	}
 	p.remember(l)
-	addr := a.mapping.external.Addr()
-	switch {
-	case l.local.Is6() && (!addr.Is6() || addr.IsUnspecified()):
-		addr = l.local
-	case addr.IsUnspecified():
-		addr = netip.Addr{}
-	}
 	return Lease{
 		Internal: netip.AddrPortFrom(l.local, r.Internal.Port()),
-		External: netip.AddrPortFrom(addr, a.mapping.external.Port()),
+		External: netip.AddrPortFrom(a.mapping.outside(l.local), a.mapping.external.Port()),
 		Lifetime: time.Duration(a.lifetime) * time.Second,
 		Via:      p.Name(),
 		Gateway:  l.gateway,
@@ -261,10 +254,7 @@ func (p *pcp) check(ctx context.Context, l Lease) (Lease, error) {
 	case a.code != pcpSuccess:
 		return l, p.fail("check", at, refusal(a))
 	case a.mapping.external.Port() != 0:
-		l.External = a.mapping.external
-		if l.External.Addr().IsUnspecified() {
-			l.External = netip.AddrPortFrom(netip.Addr{}, l.External.Port())
-		}
+		l.External = netip.AddrPortFrom(a.mapping.outside(at.local), a.mapping.external.Port())
 	}
 	return l, nil
 }
@@ -308,8 +298,9 @@ func (p *pcp) delete(ctx context.Context, l link, waits []time.Duration, q pcpRe
 	return err
 }
 
-// undo removes what a call that was broken off may have made. It runs after
-// the caller's context ended, so it has a short one of its own.
+// undo removes what a call that was broken off, or whose answer got lost or made no
+// sense, may have made. The caller's context may have ended, so it has a short
+// one of its own.
 func (p *pcp) undo(ctx context.Context, l link, q pcpRequest) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pcpUndo)
 	defer cancel()
@@ -453,6 +444,10 @@ func (p *pcp) remember(l link) {
 func (p *pcp) forget() { p.remember(link{}) }
 
 func (p *pcp) ownAddr(bound netip.Addr) netip.Addr { return p.host.ownAddr(bound) }
+
+func (p *pcp) leaves(dst netip.Addr) netip.Addr { return p.host.leaves(dst) }
+
+func (p *pcp) neighbours(a, b netip.Addr) bool { return p.host.neighbours(a, b) }
 
 func (p *pcp) fail(op string, l link, err error) *Error {
 	return fill(p.Name(), op, l.gateway, Unsupported, 0, err)

@@ -54,6 +54,26 @@ type pcpMapping struct {
 	external netip.AddrPort // suggested in a request, assigned in an answer; IPv4 as such
 }
 
+// outside is the external address that a mapping for local was granted, invalid if
+// the gateway has none, or says one of the other family. Over IPv6 nothing is
+// translated: there it is local itself if the gateway says nothing of use.
+func (m pcpMapping) outside(local netip.Addr) netip.Addr {
+	a := m.external.Addr()
+	if local.Is6() {
+		if !a.Is6() || a.IsUnspecified() {
+			return local
+		}
+		return a
+	}
+	if x := a.As16(); a.Is6() && [12]byte(x[4:]) == [12]byte{} {
+		a = netip.AddrFrom4([4]byte(x[:4])) // in the place of the first bytes, not in those of RFC 6887 §5
+	}
+	if !a.Is4() || a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
+}
+
 // A pcpRequest is what a client sends.
 //
 //	version 1 | opcode 1 | reserved 2 | lifetime 4 | client's address 16 | MAP: 36

@@ -152,7 +152,7 @@ func TestPCPCodes(t *testing.T) {
 		if c.code != 1 && e.RetryAfter != c.retry {
 			t.Errorf("code %d, lifetime %d: again after %v, want %v", c.code, c.life, e.RetryAfter, c.retry)
 		}
-		if d := diagnose(err); d.Code != c.diag {
+		if d := diagnose(err); string(d.Code) != c.diag {
 			t.Errorf("code %d: %+v", c.code, d)
 		}
 	}
@@ -233,7 +233,7 @@ func TestPCPBehind(t *testing.T) {
 			return b
 		}
 		_, err := testPCP(natlab.StartFake(t, natlab.FakeConfig{PCP: s})).Map(t.Context(), request(9000))
-		if d := diagnose(err); d.Code != want {
+		if d := diagnose(err); string(d.Code) != want {
 			t.Errorf("%s: %+v of %v", a, d, err)
 		}
 	}
@@ -504,5 +504,65 @@ func TestPCPRemembersSome(t *testing.T) {
 	}
 	if len(p.held) != pcpRemembered || len(p.stand) != pcpRemembered {
 		t.Errorf("remembers %d mappings and %d errors", len(p.held), len(p.stand))
+	}
+}
+
+// A mapping whose answer gets lost, or makes no sense, is not left behind.
+func TestPCPNothingStaysOpen(t *testing.T) {
+	t.Parallel()
+	for name, edit := range map[string]func(a []byte) []byte{
+		"lost":        func([]byte) []byte { return nil },
+		"cut off":     func(a []byte) []byte { return a[:24] },
+		"port 0":      func(a []byte) []byte { a[42], a[43] = 0, 0; return a },
+		"no lifetime": func(a []byte) []byte { clear(a[4:8]); return a },
+		"port halved": func(a []byte) []byte { a[40] = 0; return a },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := goodPCP()
+			c.Edit = func(a []byte) []byte {
+				if len(a) == 60 {
+					return edit(a)
+				}
+				return a
+			}
+			f := natlab.StartFake(t, natlab.FakeConfig{PCP: c})
+			_, err := testPCP(f).Map(t.Context(), request(9000))
+			if err == nil || f.Mappings() != 0 {
+				t.Errorf("%v; %d mappings left", err, f.Mappings())
+			}
+		})
+	}
+}
+
+// An IPv4 mapping has an IPv4 address outside, or none that is known.
+func TestPCPOutsideOfTheWrongFamily(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		outside []byte
+		want    netip.Addr
+	}{
+		{[]byte{10: 0xFF, 11: 0xFF, 12: 203, 0, 113, 7}, publicIP},
+		{[]byte{203, 0, 113, 7, 15: 0}, publicIP}, // four bytes, where sixteen should be
+		{[]byte{0x20, 0x01, 0x0d, 0xb8, 15: 1}, netip.Addr{}},
+		{make([]byte, 16), netip.Addr{}},
+		{[]byte{10: 0xFF, 11: 0xFF, 15: 0}, netip.Addr{}},
+	} {
+		p := goodPCP()
+		p.Edit = func(a []byte) []byte {
+			if len(a) == 60 {
+				copy(a[44:], c.outside)
+			}
+			return a
+		}
+		f := natlab.StartFake(t, natlab.FakeConfig{PCP: p})
+		m := testPCP(f)
+		l, err := m.Map(t.Context(), request(9000))
+		if err != nil || l.External.Addr() != c.want || l.External.Port() != 9000 {
+			t.Errorf("% x: %v, %v", c.outside, l.External, err)
+		}
+		if l, err = m.check(t.Context(), l); err != nil || l.External.Addr() != c.want {
+			t.Errorf("% x, looked at again: %v, %v", c.outside, l.External, err)
+		}
 	}
 }

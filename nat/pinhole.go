@@ -76,7 +76,7 @@ func (p *pinhole) remembered(links []link, prev *Lease) *service {
 	if !ok {
 		return nil
 	}
-	return p.upnp.remembered(links, &Lease{token: t.service})
+	return p.upnp.remembered(links, &Lease{token: upnpToken{service: t.service}})
 }
 
 // mapAt opens the firewall at one gateway, or keeps it open: AddPinhole for a

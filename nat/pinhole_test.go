@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"github.com/peerws/peerws/internal/natlab"
+	"github.com/peerws/peerws/internal/netaddr"
 )
 
 // loopbackHost6 is a machine whose IPv6 gateway is itself: there is one
 // loopback address.
 func loopbackHost6() host {
-	h := host6([]route{{gateway: netip.IPv6Loopback(), iface: "lo"}}, addr6{addr: netip.IPv6Loopback(), bits: 128, iface: "lo"})
+	h := host6([]route{{gateway: netip.IPv6Loopback(), iface: "lo"}}, netaddr.Addr6{Addr: netip.IPv6Loopback(), Bits: 128, Iface: "lo"})
 	h.loopback = true
 	return h
 }
@@ -154,7 +155,7 @@ func TestPinholeFaults(t *testing.T) {
 			}}})
 			_, err := testPinhole(f).Map(t.Context(), request6())
 			wantKind(t, err, c.kind, c.code)
-			if d := diagnose6(err); d.Code != c.diag {
+			if d := diagnose6(err); string(d.Code) != c.diag {
 				t.Errorf("%+v", d)
 			}
 		})
@@ -297,8 +298,10 @@ func TestCheckLocation6(t *testing.T) {
 		{"http://[fe80::2]:5000/d.xml", host, "http://[fe80::1%25eth0]:5000/d.xml"},
 		{"http://[::1]:5000/d.xml", gateway, "http://[fe80::1%25eth0]:5000/d.xml"},
 		{"http://[2001:db8::99]:5000/d.xml", host, ""},
-		{"http://192.168.1.1:5000/d.xml", gateway, ""},
-		{"http://router.example/d.xml", gateway, ""},
+		{"http://192.168.1.1:5000/d.xml", gateway, "http://[fe80::1%25eth0]:5000/d.xml"},
+		{"http://router.example/d.xml", gateway, "http://[fe80::1%25eth0]:80/d.xml"},
+		{"http://192.168.1.1:5000/d.xml", host, ""},
+		{"http://router.example/d.xml", host, ""},
 		{"https://[fe80::1]/d.xml", gateway, ""},
 		{"http://me@[fe80::1]/d.xml", gateway, ""},
 		{"http://[fe80::1%eth0]/d.xml", gateway, ""},

@@ -52,8 +52,7 @@ func Probe(ctx context.Context) (Report, error) { return ProbePort(ctx, 0) }
 // ProbePort is Probe, and also asks who has this TCP port already, which only
 // UPnP can tell. Of a long table no more than the first lines are read.
 func ProbePort(ctx context.Context, port uint16) (Report, error) {
-	h, h6 := systemHost(), systemHost6()
-	return survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), newPCP(h6), newPinhole(newUPnP(h6, systemSearcher6())), localAddrs, port}.run(ctx)
+	return Options{}.Probe(ctx, port)
 }
 
 // A survey is what a Probe asks.
@@ -136,7 +135,7 @@ func (s survey) run(ctx context.Context) (Report, error) {
 		}
 	}
 	if own := s.pcp.host.ownAddr(netip.IPv4Unspecified()); err == nil || isGlobal(own) { // or on a point-to-point link
-		r.Diagnosis = r.diagnose(own)
+		r.Diagnosis = r.diagnose(own, s.port)
 	} else {
 		r.Diagnosis = diagnose(err)
 	}
@@ -150,9 +149,9 @@ func (s survey) run(ctx context.Context) (Report, error) {
 // peers in over IPv6, asked in the protocols named.
 func readyOverIPv6(d Diagnosis, names string) Diagnosis {
 	switch d.Code {
-	case "ready", "public":
-	case "no-network", "no-gateway":
-		return Diagnosis{Code: "ready", Summary: fmt.Sprintf("The router lets peers in over IPv6 when asked (%s); over IPv4 none answered.", names)}
+	case CodeReady, CodePublic:
+	case CodeNoNetwork, CodeNoGateway:
+		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router lets peers in over IPv6 when asked (%s); over IPv4 none answered.", names)}
 	default:
 		d.Summary += fmt.Sprintf(" Over IPv6 the router lets peers in when asked (%s).", names)
 	}
@@ -220,9 +219,9 @@ func (s survey) askUPnP(ctx context.Context, links []link) ProtocolReport {
 
 // diagnose says what the answers over IPv4 come to, for the address of ours
 // that faces the gateway.
-func (r Report) diagnose(own netip.Addr) Diagnosis {
+func (r Report) diagnose(own netip.Addr, port uint16) Diagnosis {
 	if isGlobal(own) {
-		return diagnosePublic(own)
+		return diagnosePublic(own, port)
 	}
 	var names []string
 	var outside netip.Addr
@@ -245,13 +244,13 @@ func (r Report) diagnose(own netip.Addr) Diagnosis {
 	}
 	switch {
 	case isGlobal(outside):
-		return Diagnosis{Code: "ready", Summary: fmt.Sprintf("The router opens ports when asked (%s), and its own address %s is a public one.", strings.Join(names, ", "), outside)}
+		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router opens ports when asked (%s), and its own address %s is a public one.", strings.Join(names, ", "), outside)}
 	case outside.IsValid():
 		return diagnoseInside(outside, "The router opens ports when asked, but")
 	case len(verdicts) > 0:
 		return diagnose(telling("any", "probe", verdicts))
 	case len(names) > 0:
-		return Diagnosis{Code: "ready", Summary: fmt.Sprintf("The router opens ports when asked (%s); whether its own address is a public one, only a mapping can tell.", strings.Join(names, ", "))}
+		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router opens ports when asked (%s); whether its own address is a public one, only a mapping can tell.", strings.Join(names, ", "))}
 	}
 	return diagnose(telling("any", "probe", all))
 }

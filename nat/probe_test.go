@@ -71,7 +71,7 @@ func TestProbe(t *testing.T) {
 					t.Errorf("%s: answered by %v", p.Name, p.Gateway)
 				}
 			}
-			if r.Diagnosis.Code != c.code {
+			if string(r.Diagnosis.Code) != c.code {
 				t.Errorf("%+v", r.Diagnosis)
 			}
 			if f.Mappings() != 0 || f.Count("pcp map")+f.Count("pmp map")+f.Count("soap AddPortMapping") != 0 {
@@ -88,7 +88,7 @@ func TestProbeNoNetwork(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	r.Protocols = nil
-	if d := r.diagnose(publicIP); d.Code != "public" {
+	if d := r.diagnose(publicIP, 9000); d.Code != "public" {
 		t.Errorf("%+v", d)
 	}
 }

@@ -177,7 +177,8 @@ func (s searcher) searchLink(ctx context.Context, h host, l link, prefixes []net
 		// Any source port, since real devices do not answer from 1900, but
 		// nobody from beyond the router.
 		src := from.Addr().Unmap()
-		if !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(src.WithZone("")) }) {
+		if !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(src.WithZone("")) }) &&
+			(src != l.gateway || !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Addr() == l.local && p.IsSingleIP() })) { // a gateway on the link, outside of our network of one
 			continue
 		}
 		r, ok := parseSSDP(b[:n])

@@ -65,7 +65,7 @@ func TestUPnPHostile(t *testing.T) {
 			}
 			return r.Method == http.MethodPost
 		}}, NoGateway},
-		{"control URL elsewhere", natlab.FakeUPnP{Services: []natlab.FakeService{{URN: "WANIPConnection:1", Control: evil + "/ctl"}}}, Unsupported},
+		{"control URL elsewhere", natlab.FakeUPnP{Services: []natlab.FakeService{{URN: "WANIPConnection:1", Control: evil + "/ctl"}}}, NoGateway},
 		{"URLBase elsewhere", natlab.FakeUPnP{Description: describeXML("<URLBase>"+evil+"</URLBase>", urnIP1, "/nowhere")}, NoGateway},
 		{"huge description", natlab.FakeUPnP{HTTP: func(w http.ResponseWriter, r *http.Request) bool {
 			_, _ = io.WriteString(w, "<root><device>")

@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"html"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,18 +47,20 @@ type service struct {
 // The codes of UPnP faults that are more than a refusal (WANIPConnection:2
 // §2.5, UPnP Device Architecture 1.1 §3.2.2).
 const (
-	codeInvalidAction   = 401
-	codeInvalidArgs     = 402
-	codeActionFailed    = 501
-	codeNotImplemented  = 602
-	codeNotAuthorized   = 606
-	codeNoSuchEntry     = 714
-	codeConflict        = 718
-	codeSamePorts       = 724
-	codeOnlyPermanent   = 725
-	codeNoPortMaps      = 728
-	codeOtherMechanism  = 729
-	codeHTTPServerError = 500 // no UPnP code but a bare HTTP 500, which some send for all of these
+	codeInvalidAction    = 401
+	codeInvalidArgs      = 402
+	codeActionFailed     = 501
+	codeNotImplemented   = 602
+	codeNotAuthorized    = 606
+	codeNoSuchEntry      = 714
+	codeConflict         = 718
+	codeNoWildcardPort   = 716
+	codeSamePorts        = 724
+	codeOnlyPermanent    = 725
+	codeOnlyWildcardPort = 727
+	codeNoPortMaps       = 728
+	codeOtherMechanism   = 729
+	codeHTTPServerError  = 500 // no UPnP code but a bare HTTP 500, which some send for all of these
 )
 
 // call performs one action. in and out are pointers to structs of strings, in
@@ -97,6 +101,9 @@ func (s *service) call(ctx context.Context, action string, in, out any) error {
 	}
 	switch t.status {
 	case http.StatusOK:
+		if readOut(t.body, action, out) {
+			return nil
+		}
 		return &Error{Kind: Malformed, Err: err}
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return &Error{Kind: Refused, Code: t.status, Err: err}
@@ -104,6 +111,26 @@ func (s *service) call(ctx context.Context, action string, in, out any) error {
 		return &Error{Kind: Refused, Code: codeHTTPServerError, Err: err}
 	}
 	return &Error{Kind: NoGateway, Code: t.status, Err: err} // what answers there is no such service any more
+}
+
+// readOut reads the answer to an action as devices write it that have other
+// namespaces than SOAP's, or none: what stands between the tags is all that
+// matters. Nothing at all is an answer to an action that has none to give.
+func readOut(body []byte, action string, out any) bool {
+	if out == nil && len(bytes.TrimSpace(body)) == 0 {
+		return true
+	}
+	if !bytes.Contains(body, []byte(action+"Response")) {
+		return false
+	}
+	if out == nil {
+		return true
+	}
+	v := reflect.ValueOf(out).Elem()
+	for i := range v.NumField() {
+		v.Field(i).SetString(html.UnescapeString(elementText(body, v.Type().Field(i).Name)))
+	}
+	return true
 }
 
 // httpError is the *Error for a call that got no whole answer.
@@ -129,7 +156,7 @@ func parseFault(body []byte) (code int, text string) {
 		return 0, ""
 	}
 	code, err := strconv.Atoi(elementText(b, "errorcode"))
-	if err != nil || code < 0 || code > 999 {
+	if err != nil || code < -999 || code > 999 {
 		return 0, ""
 	}
 	// What a device says goes to logs and people: letters, and not many.

@@ -21,6 +21,7 @@ var searchTargets = [...]string{
 	"urn:schemas-upnp-org:device:InternetGatewayDevice:2",
 	"urn:schemas-upnp-org:service:WANIPConnection:1",
 	"urn:schemas-upnp-org:service:WANIPConnection:2",
+	"urn:schemas-upnp-org:service:WANPPPConnection:1",
 	"upnp:rootdevice",
 }
 
@@ -85,8 +86,8 @@ var (
 // checkLocation says where a description announced by from may be fetched: a
 // LOCATION is an order from whoever is on the network to make this machine
 // fetch a URL, so it is obeyed only for plain http at the gateway itself. Where
-// the gateway names another address, or another address names itself, the
-// gateway is asked for the same port and path: of a router with a shared
+// the gateway names another address, a name or an address of the other family, or
+// another address names itself, the gateway is asked for the same port and path: of a router with a shared
 // "floating" address all of these are one. Whoever else answers is not asked
 // anything, since a port opened there leads nowhere, and anybody can answer.
 func checkLocation(location string, from, gateway netip.Addr, loopback bool) (*url.URL, error) {
@@ -98,12 +99,10 @@ func checkLocation(location string, from, gateway netip.Addr, loopback bool) (*u
 		return nil, errScheme
 	}
 	host, err := netip.ParseAddr(u.Hostname())
-	if err != nil {
-		return nil, errLiteral
-	}
 	from, gateway, host = from.Unmap(), gateway.Unmap(), host.Unmap()
 	switch {
-	case host.Is4() != gateway.Is4():
+	case from == gateway && u.Hostname() != "": // whatever it calls itself
+	case err != nil, host.Is4() != gateway.Is4():
 		return nil, errLiteral
 	case host.WithZone("") != gateway.WithZone("") && from != gateway && host.WithZone("") != from.WithZone(""):
 		return nil, errNotThere

@@ -15,10 +15,7 @@ import (
 // UPnP is the Mapper for UPnP Internet Gateway Devices, version 1 and 2: the
 // default gateway, never another device that answers. Its default lifetime is
 // 3600 s; what a gateway grants without end is asserted again all the same.
-func UPnP() Mapper {
-	h6 := systemHost6()
-	return newDual(newUPnP(systemHost(), systemSearcher()), h6, newPinhole(newUPnP(h6, systemSearcher6())))
-}
+func UPnP() Mapper { return Options{}.UPnP() }
 
 func newUPnP(h host, s searcher) *upnp {
 	return &upnp{host: h, searcher: s, patience: time.Second, grace: 200 * time.Millisecond, limit: 4500 * time.Millisecond, settle: 250 * time.Millisecond}
@@ -96,8 +93,8 @@ func (u *upnp) remembered(links []link, prev *Lease) *service {
 	s := u.known
 	u.mu.Unlock()
 	if prev != nil {
-		if t, ok := prev.token.(*service); ok {
-			s = t
+		if t, ok := prev.token.(upnpToken); ok {
+			s = t.service
 		}
 	}
 	return behind(links, s)
@@ -155,19 +152,26 @@ func (u *upnp) mapAt(ctx context.Context, s *service, r Request) (Lease, error) 
 		Obtained: obtained,
 		reassert: upnpReassert,
 		recheck:  heartbeat,
-		token:    s,
+		token:    upnpToken{s, describeMapping(r.Description, internal.Port())},
 	}, nil
+}
+
+// An upnpToken is what a lease remembers.
+type upnpToken struct {
+	service     *service
+	description string // of the entry
 }
 
 // check looks whether the entry is still there, and what the outside address
 // is. A gateway that knows no way to tell is believed to have it.
 func (u *upnp) check(ctx context.Context, l Lease) (Lease, error) {
-	s, ok := l.token.(*service)
+	t, ok := l.token.(upnpToken)
 	if !ok {
 		return l, u.fail("check", l.Gateway, &Error{Kind: Unsupported, Err: errForeign})
 	}
+	s := t.service
 	switch e, err := s.entry(ctx, l.External.Port()); {
-	case codeOf(err) == codeNoSuchEntry, err == nil && !e.ours(l.Internal):
+	case codeOf(err) == codeNoSuchEntry, err == nil && (!e.ours(l.Internal, t.description) || e.disabled):
 		return l, u.fail("check", l.Gateway, errStateLost)
 	case err != nil && transport(err) && kindOf(err) != Unsupported, ctx.Err() != nil:
 		return l, u.fail("check", l.Gateway, err)
@@ -178,95 +182,146 @@ func (u *upnp) check(ctx context.Context, l Lease) (Lease, error) {
 	return l, nil
 }
 
+// A wanted is a mapping that is to be made.
+type wanted struct {
+	internal    netip.AddrPort
+	external    uint16
+	description string
+	lease       time.Duration
+	prev        *Lease // as in Request
+}
+
 // obtain finds an external port that can be had: the wished one, then a few
 // that follow from who and where we are, so that a program that is started
 // again meets its own old entries and not new ports.
 func (u *upnp) obtain(ctx context.Context, s *service, internal netip.AddrPort, r Request) (entry, error) {
-	first := r.external()
+	w := wanted{internal: internal, external: r.external(), description: describeMapping(r.Description, internal.Port()), lease: r.Lifetime, prev: r.Previous}
+	if w.lease <= 0 {
+		w.lease = upnpLifetime
+	}
+	w.lease = min(max(w.lease.Truncate(time.Second), time.Second), upnpMaxLease)
+	first := w.external
 	var failure error
-	for _, port := range append([]uint16{first}, alternatives(internal, s.device.hit.device)...) {
-		m, err := u.addPort(ctx, s, internal, port, r)
+	refusals := 0
+	for _, w.external = range append([]uint16{first}, alternatives(internal, s.device.hit.device)...) {
+		m, err := u.addPort(ctx, s, w)
 		if err == nil {
 			return m, nil
 		}
 		if failure == nil || kindOf(err) != Conflict {
 			failure = err
 		}
-		if codeOf(err) == codeSamePorts && port != internal.Port() && first != internal.Port() {
+		switch code := codeOf(err); {
+		case kindOf(err) == Conflict:
+			continue
+		case code == codeSamePorts && w.external != internal.Port() && first != internal.Port():
 			// It maps a port only to the same one.
-			return u.addPort(ctx, s, internal, internal.Port(), r)
+			w.external = internal.Port()
+			return u.addPort(ctx, s, w)
+		case refusesPort(code):
+			if refusals++; refusals < maxRefusals {
+				continue
+			}
 		}
-		if kindOf(err) != Conflict {
-			break
-		}
+		break
 	}
 	return entry{}, failure
 }
 
-// addPort maps one external port, with whatever lease the gateway takes.
+// maxRefusals is how many ports are asked for of a gateway that refuses with a
+// code that may mean the port.
+const maxRefusals = 3
+
+// refusesPort reports whether a fault may be about this one external port: it is
+// kept for the gateway itself, or not among those that are allowed.
+func refusesPort(code int) bool {
+	switch code {
+	case codeInvalidArgs, codeActionFailed, codeHTTPServerError, codeNotAuthorized, codeNoWildcardPort, codeOnlyWildcardPort:
+		return true
+	}
+	return false
+}
+
+// addPort maps one external port, with whatever lease the gateway takes, and
+// leaves nothing behind if that fails.
 //
 // It looks first who has the port: gateways overwrite the entry of another
 // program on this machine without a word, since the client is the same, and
 // some do so with everybody's, forwards made by hand included.
-func (u *upnp) addPort(ctx context.Context, s *service, internal netip.AddrPort, port uint16, r Request) (entry, error) {
-	switch e, err := s.entry(ctx, port); {
-	case err == nil && movedFrom(r.Previous, e, internal) && s.remove(ctx, port) == nil:
+func (u *upnp) addPort(ctx context.Context, s *service, w wanted) (entry, error) {
+	switch e, err := s.entry(ctx, w.external); {
+	case err == nil && w.movedFrom(e) && s.remove(ctx, w.external) == nil:
 		// Ours, from before our address changed. Some gateways let only the
 		// old address delete it; then it is in the way as anybody's is.
-	case err == nil && !e.ours(internal) && !e.client.IsUnspecified():
-		return entry{}, &Error{Kind: Conflict, Code: codeConflict, Err: fmt.Errorf("external port %d is forwarded to %s", port, netip.AddrPortFrom(e.client, e.port))}
+	case err == nil && !e.ours(w.internal, w.description) && !e.client.IsUnspecified():
+		return entry{}, &Error{Kind: Conflict, Code: codeConflict, Err: fmt.Errorf("external port %d is forwarded to %s", w.external, netip.AddrPortFrom(e.client, e.port))}
 	case ctx.Err() != nil, kindOf(err) == Timeout:
 		return entry{}, err
 	}
+	m, err := u.add(ctx, s, w)
+	if err == nil {
+		if w.prev == nil {
+			sleep(ctx, u.settle)
+		} else if s.trusts() {
+			return m, nil
+		}
+		m, err = u.verify(ctx, s, w, m)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		w.external = m.external
+	}
+	if err == nil {
+		return m, nil
+	}
+	if code := codeOf(err); code == 0 && ctx.Err() == nil {
+		// It has made no sense, or got lost. What counts is the table.
+		if e, lost := s.entry(ctx, w.external); lost == nil && e.ours(w.internal, w.description) && !e.disabled {
+			return e, nil
+		}
+		if e, ok := s.elsewhere(ctx, w); ok {
+			return e, nil
+		}
+	} else if code == codeConflict && kindOf(err) == Conflict {
+		// Ours already, left by an earlier life or made in another protocol:
+		// take it over as it is.
+		if e, lost := s.entry(ctx, w.external); lost == nil && e.ours(w.internal, w.description) && !e.disabled {
+			return e, nil
+		}
+		return entry{}, err
+	} else if code != 0 && code != codeNoSuchEntry && ctx.Err() == nil {
+		return entry{}, err // a clear no
+	}
+	u.undo(ctx, s, w)
+	return entry{}, err
+}
 
-	description := describeMapping(r.Description, internal.Port())
+// add asks for the mapping on whatever terms the gateway takes.
+func (u *upnp) add(ctx context.Context, s *service, w wanted) (entry, error) {
 	s.mu.Lock()
-	anyPort := s.urn == urnIP2 && !s.noAny && r.Previous == nil
-	permanent, trusted := s.permanent, s.trusted
+	anyPort := s.urn == urnIP2 && !s.noAny && w.prev == nil
+	if s.permanent {
+		w.lease = 0
+	}
 	s.mu.Unlock()
-
-	lease := r.Lifetime
-	if lease <= 0 {
-		lease = upnpLifetime
-	}
-	lease = min(max(lease.Truncate(time.Second), time.Second), upnpMaxLease)
-	if permanent {
-		lease = 0
-	}
 	for {
 		var err error
-		got := port
+		got := w.external
 		if anyPort {
-			got, err = s.addAny(ctx, internal, port, description, lease)
+			got, err = s.addAny(ctx, w)
 		} else {
-			err = s.add(ctx, internal, port, description, lease)
+			err = s.add(ctx, w)
 		}
-		if err == nil {
-			if lease == 0 {
+		switch code := codeOf(err); {
+		case err == nil:
+			if w.lease == 0 {
 				s.mu.Lock()
 				s.permanent = true
 				s.mu.Unlock()
 			}
-			m := entry{client: internal.Addr(), port: internal.Port(), external: got, lease: lease}
-			switch {
-			case r.Previous == nil:
-				sleep(ctx, u.settle)
-			case trusted:
-				return m, nil
-			}
-			m, err = u.verify(ctx, s, internal, m)
-			if ctx.Err() != nil {
-				u.undo(ctx, s, internal, got, r.Previous)
-				return entry{}, context.Cause(ctx)
-			}
-			return m, err
-		}
-		if ctx.Err() != nil {
-			u.undo(ctx, s, internal, port, r.Previous)
+			return entry{client: w.internal.Addr(), port: w.internal.Port(), external: got, lease: w.lease}, nil
+		case ctx.Err() != nil:
 			return entry{}, err
-		}
-		code := codeOf(err)
-		switch {
 		case anyPort && (code == codeInvalidAction || code == codeNotImplemented):
 			s.mu.Lock()
 			s.noAny = true
@@ -276,27 +331,20 @@ func (u *upnp) addPort(ctx context.Context, s *service, internal netip.AddrPort,
 			// Also said when no port at all is allowed: asking for this one
 			// tells a full table from a refusal.
 			anyPort = false
-		case lease > 0 && lease < upnpMaxLease && onlyPermanent(code):
-			lease = 0
-		case lease == 0 && code == codeInvalidArgs:
-			lease = upnpMaxLease
-		case code == codeConflict:
-			// Ours already, left by an earlier life or made in another
-			// protocol: take it over as it is.
-			if e, err := s.entry(ctx, port); err == nil && e.ours(internal) {
-				return e, nil
-			}
-			return entry{}, err
+		case w.lease > 0 && w.lease < upnpMaxLease && onlyPermanent(code):
+			w.lease = 0
+		case w.lease == 0 && code == codeInvalidArgs:
+			w.lease = upnpMaxLease
 		default:
 			return entry{}, err
 		}
 	}
 }
 
-// movedFrom reports whether e is the entry of the lease prev, made when our
-// address was another.
-func movedFrom(prev *Lease, e entry, internal netip.AddrPort) bool {
-	return prev != nil && prev.Internal != internal && prev.External.Port() == e.external && e.ours(prev.Internal)
+// movedFrom reports whether e is the entry of the lease that is to be renewed, made
+// when our address was another.
+func (w wanted) movedFrom(e entry) bool {
+	return w.prev != nil && w.prev.Internal != w.internal && w.prev.External.Port() == e.external && e.ours(w.prev.Internal, w.description)
 }
 
 // sleep waits for d, or less if ctx ends.
@@ -320,23 +368,23 @@ func onlyPermanent(code int) bool {
 }
 
 // verify looks once whether an accepted mapping is in the table: there are
-// gateways that say yes with a full one. Those that cannot tell are believed.
-func (u *upnp) verify(ctx context.Context, s *service, internal netip.AddrPort, m entry) (entry, error) {
+// gateways that say yes with a full one, and ones that map another port than they
+// were asked for. Those that cannot tell are believed.
+func (u *upnp) verify(ctx context.Context, s *service, w wanted, m entry) (entry, error) {
+	w.external = m.external
 	e, err := s.entry(ctx, m.external)
 	switch {
 	case codeOf(err) == codeNoSuchEntry:
-		if same := internal.Port(); m.external != same {
-			// There are gateways that map every port to the same one, and
-			// do not say so.
-			if e, err := s.entry(ctx, same); err == nil && e.ours(internal) {
-				return e, nil
-			}
+		if e, ok := s.elsewhere(ctx, w); ok {
+			return e, nil
 		}
-		return entry{}, &Error{Kind: NoResources, Code: codeNoSuchEntry, Err: errors.New("the gateway accepted the mapping and does not have it")}
+		return m, &Error{Kind: NoResources, Code: codeNoSuchEntry, Err: errors.New("the gateway accepted the mapping and does not have it")}
 	case err != nil:
 		return m, nil
-	case !e.ours(internal):
-		return entry{}, &Error{Kind: Conflict, Err: errors.New("the gateway accepted the mapping and has another one there")}
+	case !e.ours(w.internal, w.description):
+		return m, &Error{Kind: Conflict, Code: codeOtherMechanism, Err: errors.New("the gateway accepted the mapping and has another one there")}
+	case e.disabled:
+		return m, &Error{Kind: Refused, Code: codeNoSuchEntry, Err: errors.New("the gateway keeps the mapping switched off")}
 	}
 	s.mu.Lock()
 	s.trusted = true
@@ -347,16 +395,25 @@ func (u *upnp) verify(ctx context.Context, s *service, internal netip.AddrPort, 
 	return m, nil
 }
 
-// undo removes what a call that was broken off may have made. It runs after
-// the caller's context ended, so it has a short one of its own.
-func (u *upnp) undo(ctx context.Context, s *service, internal netip.AddrPort, port uint16, prev *Lease) {
-	if prev != nil {
+// trusts reports whether an accepted mapping was really there once.
+func (s *service) trusts() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trusted
+}
+
+// undo removes what a call that was broken off, or whose answer made no sense, may
+// have made. The caller's context may have ended, so it has a short one of its own.
+func (u *upnp) undo(ctx context.Context, s *service, w wanted) {
+	if w.prev != nil {
 		return // the lease is still held; Unmap is for its owner to call
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	if e, err := s.entry(ctx, port); err == nil && e.ours(internal) {
-		_ = s.remove(ctx, port)
+	// Also where there seems to be none, or nothing is to be seen: that the port is
+	// somebody else's is known before it is asked for, if at all.
+	if e, err := s.entry(ctx, w.external); err != nil || e.ours(w.internal, w.description) {
+		_ = s.remove(ctx, w.external)
 	}
 }
 
@@ -384,20 +441,20 @@ func (u *upnp) explain(ctx context.Context, s *service, addr netip.Addr, err err
 
 // Unmap deletes the mapping if it still is ours, by DeletePortMapping.
 func (u *upnp) Unmap(ctx context.Context, l Lease) error {
-	s, ok := l.token.(*service)
+	t, ok := l.token.(upnpToken)
 	if !ok || l.Via != u.Name() {
 		return u.fail("unmap", l.Gateway, &Error{Kind: Unsupported, Err: errForeign})
 	}
-	err := u.unmapAt(ctx, s, l)
+	err := u.unmapAt(ctx, t.service, t.description, l)
 	if transport(err) && ctx.Err() == nil {
 		// Restarted since the last renewal: its mapping may have survived.
 		if links, e := u.host.links(l.Internal.Addr()); e == nil {
-			next := u.instead(links, s)
+			next := u.instead(links, t.service)
 			if next == nil {
 				next, _ = u.discover(ctx, "unmap", links)
 			}
 			if next != nil {
-				err = u.unmapAt(ctx, next, l)
+				err = u.unmapAt(ctx, next, t.description, l)
 			}
 		}
 	}
@@ -407,11 +464,11 @@ func (u *upnp) Unmap(ctx context.Context, l Lease) error {
 	return nil
 }
 
-func (u *upnp) unmapAt(ctx context.Context, s *service, l Lease) error {
+func (u *upnp) unmapAt(ctx context.Context, s *service, description string, l Lease) error {
 	// Our entry may have expired and the port gone to somebody else. A
 	// gateway that cannot say is asked to delete all the same.
 	switch e, err := s.entry(ctx, l.External.Port()); {
-	case codeOf(err) == codeNoSuchEntry, err == nil && !e.ours(l.Internal):
+	case codeOf(err) == codeNoSuchEntry, err == nil && !e.ours(l.Internal, description):
 		return nil
 	case err != nil && codeOf(err) == 0:
 		return err
@@ -432,9 +489,6 @@ func (u *upnp) probeExternal(ctx context.Context, r Request) (netip.Addr, error)
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	u.mu.Lock()
-	u.known = s
-	u.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.external, nil
@@ -448,6 +502,10 @@ func (u *upnp) forget() {
 }
 
 func (u *upnp) ownAddr(bound netip.Addr) netip.Addr { return u.host.ownAddr(bound) }
+
+func (u *upnp) leaves(dst netip.Addr) netip.Addr { return u.host.leaves(dst) }
+
+func (u *upnp) neighbours(a, b netip.Addr) bool { return u.host.neighbours(a, b) }
 
 func (u *upnp) fail(op string, gateway netip.Addr, err error) *Error {
 	return fill(u.Name(), op, gateway, NoGateway, 0, err)

@@ -117,10 +117,10 @@ func TestUPnPQuirks(t *testing.T) {
 		{name: "bare 500 for 725", upnp: natlab.FakeUPnP{Fault: leases(-500, "0")}, lifetime: 0, adds: 2},
 		{name: "402 also for 0", upnp: natlab.FakeUPnP{Fault: leases(402, "604800")}, lifetime: 604800 * time.Second, adds: 3},
 		{name: "725 on IGD2", upnp: natlab.FakeUPnP{Services: ipConnection(2), Fault: leases(725, "0")}, lifetime: 0, adds: 2},
-		{name: "402 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(402)}, kind: Refused, code: 402, adds: 3},
-		{name: "501 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(501)}, kind: Refused, code: 501, adds: 2},
-		{name: "606 not authorized", upnp: natlab.FakeUPnP{Fault: always(606)}, kind: Refused, code: 606, adds: 1},
-		{name: "727 only wildcard ports", upnp: natlab.FakeUPnP{Fault: always(727)}, kind: Refused, code: 727, adds: 1},
+		{name: "402 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(402)}, kind: Refused, code: 402, adds: 9},
+		{name: "501 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(501)}, kind: Refused, code: 501, adds: 6},
+		{name: "606 not authorized", upnp: natlab.FakeUPnP{Fault: always(606)}, kind: Refused, code: 606, adds: 3},
+		{name: "727 only wildcard ports", upnp: natlab.FakeUPnP{Fault: always(727)}, kind: Refused, code: 727, adds: 3},
 		{name: "728 table full", upnp: natlab.FakeUPnP{Fault: always(728)}, kind: NoResources, code: 728, adds: 1},
 		{name: "729 other mechanism", upnp: natlab.FakeUPnP{Fault: always(729)}, kind: Conflict, code: 729, adds: 5},
 		{name: "718 for ever", upnp: natlab.FakeUPnP{Fault: always(718)}, kind: Conflict, code: 718, adds: 5},
@@ -149,10 +149,10 @@ func TestUPnPQuirks(t *testing.T) {
 		{name: "724 although they are", upnp: natlab.FakeUPnP{Fault: always(724)}, kind: Refused, code: 724, adds: 1},
 		{name: "maps only same ports, and does not say so", external: 8080, upnp: natlab.FakeUPnP{SamePorts: true}, lifetime: time.Hour, adds: 1},
 		{name: "715 no wildcard for the sender", upnp: natlab.FakeUPnP{Fault: always(715)}, kind: Refused, code: 715, adds: 1},
-		{name: "716 no wildcard for the port", upnp: natlab.FakeUPnP{Fault: always(716)}, kind: Refused, code: 716, adds: 1},
+		{name: "716 no wildcard for the port", upnp: natlab.FakeUPnP{Fault: always(716)}, kind: Refused, code: 716, adds: 3},
 		{name: "726 only wildcard senders", upnp: natlab.FakeUPnP{Fault: always(726)}, kind: Refused, code: 726, adds: 1},
 		{name: "725 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(725)}, kind: Refused, code: 725, adds: 2},
-		{name: "bare 500 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(-500)}, kind: Refused, code: 500, adds: 2},
+		{name: "bare 500 whatever is asked", upnp: natlab.FakeUPnP{Fault: always(-500)}, kind: Refused, code: 500, adds: 6},
 		{name: "718 because our internal port has another external one", upnp: natlab.FakeUPnP{Fault: always(718)}, table: map[uint16]natlab.FakeMapping{9001: {Client: "127.0.0.1", Port: 9000}}, kind: Conflict, code: 718, adds: 5},
 		{name: "401 no such action", upnp: natlab.FakeUPnP{Fault: always(401)}, kind: Unsupported, code: 401},
 		{name: "IGD2 without AddAnyPortMapping", upnp: natlab.FakeUPnP{Services: ipConnection(2), Fault: func(action string, _ map[string]string) int {
@@ -165,13 +165,13 @@ func TestUPnPQuirks(t *testing.T) {
 		{name: "IGD2 and a taken port", upnp: natlab.FakeUPnP{Services: ipConnection(2)}, table: map[uint16]natlab.FakeMapping{9000: taken}, lifetime: time.Hour, port: 1, adds: 1},
 		{name: "IGD2 refuses with 728", upnp: natlab.FakeUPnP{Services: ipConnection(2), Fault: func(action string, _ map[string]string) int {
 			return map[string]int{"AddAnyPortMapping": 728, "AddPortMapping": 606}[action]
-		}}, kind: Refused, code: 606, adds: 2},
+		}}, kind: Refused, code: 606, adds: 6},
 		{name: "IGD2 reserves nonsense", upnp: natlab.FakeUPnP{Services: ipConnection(2), Body: func(action, body string) string {
 			if action == "AddAnyPortMapping" {
 				return strings.Replace(body, "9000<", "0<", 1)
 			}
 			return body
-		}}, kind: Malformed},
+		}}, lifetime: time.Hour},
 		{name: "says yes and keeps nothing", upnp: natlab.FakeUPnP{Forgetful: true}, kind: NoResources, code: 714},
 		{name: "says yes and has another's", upnp: natlab.FakeUPnP{Forgetful: true}, table: map[uint16]natlab.FakeMapping{9000: {Client: "127.0.0.1", Port: 9001}}, kind: NoResources, code: 714},
 		{name: "shows a shorter lease", upnp: natlab.FakeUPnP{Body: func(action, body string) string {
@@ -241,6 +241,9 @@ func TestUPnPQuirks(t *testing.T) {
 			}
 			if c.kind != 0 {
 				wantKind(t, err, c.kind, c.code)
+				if n := f.Mappings(); n != len(c.table) {
+					t.Errorf("%d entries left behind by a call that failed", n-len(c.table))
+				}
 				return
 			}
 			if err != nil {
@@ -355,7 +358,7 @@ func TestUPnPChoice(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := l.token.(*service).urn; !strings.HasSuffix(got, c.want) {
+			if got := l.token.(upnpToken).service.urn; !strings.HasSuffix(got, c.want) {
 				t.Errorf("chose %s, want %s", got, c.want)
 			}
 		})
@@ -546,5 +549,121 @@ func TestAlternatives(t *testing.T) {
 	}
 	if fmt.Sprint(alternatives(netip.MustParseAddrPort("192.168.1.6:9000"), gw)) == fmt.Sprint(a) {
 		t.Error("the same for another host")
+	}
+}
+
+// onlyPort makes calls that add fail for the external port 9000.
+func onlyPort(code int) func(string, map[string]string) int {
+	return func(action string, args map[string]string) int {
+		if strings.HasPrefix(action, "Add") && args["NewExternalPort"] == "9000" {
+			return code
+		}
+		return 0
+	}
+}
+
+// answersAs changes the bodies of one action.
+func answersAs(action string, change func(body string) string) func(string, string) string {
+	return func(a, body string) string {
+		if a == action {
+			return change(body)
+		}
+		return body
+	}
+}
+
+// Gateways that forward and answer oddly: the mapping is known, and given back.
+// Or the call fails and leaves nothing open.
+func TestUPnPNothingStaysOpen(t *testing.T) {
+	t.Parallel()
+	becomes := func(s string) func(string) string { return func(string) string { return s } }
+	replace := func(old, new string) func(string) string {
+		return func(body string) string { return strings.Replace(body, old, new, 1) }
+	}
+	for _, c := range []struct {
+		name string
+		upnp natlab.FakeUPnP
+		kind Kind // of the failure; 0 if it maps
+		port uint16
+	}{
+		{name: "402 for this port", upnp: natlab.FakeUPnP{Fault: onlyPort(402)}, port: 1},
+		{name: "500 for this port", upnp: natlab.FakeUPnP{Fault: onlyPort(-500)}, port: 1},
+		{name: "501 for this port", upnp: natlab.FakeUPnP{Fault: onlyPort(501)}, port: 1},
+		{name: "606 for this port", upnp: natlab.FakeUPnP{Fault: onlyPort(606)}, port: 1},
+		{name: "716 for this port", upnp: natlab.FakeUPnP{Fault: onlyPort(716)}, port: 1},
+		{name: "727 for this port", upnp: natlab.FakeUPnP{Fault: onlyPort(727)}, port: 1},
+		{name: "fault -911 with status 200", upnp: natlab.FakeUPnP{Fault: func(action string, _ map[string]string) int {
+			if strings.HasPrefix(action, "Add") {
+				return 911
+			}
+			return 0
+		}, FaultBody: func(int) (int, string) { return 200, natlab.SOAPFault(-911) }}, kind: Refused},
+		{name: "empty answer", upnp: natlab.FakeUPnP{Body: answersAs("AddPortMapping", becomes(""))}, port: 9000},
+		{name: "garbled answer", upnp: natlab.FakeUPnP{Body: answersAs("AddPortMapping", becomes("<html>OK"))}, port: 9000},
+		{name: "cut-off answer", upnp: natlab.FakeUPnP{Body: answersAs("AddPortMapping", func(s string) string { return s[:len(s)/2] })}, port: 9000},
+		{name: "garbled answers, and no entries to be seen", upnp: natlab.FakeUPnP{Body: func(action, body string) string {
+			if action == "AddPortMapping" || strings.HasSuffix(action, "Entry") {
+				return "<html>"
+			}
+			return body
+		}}, kind: Malformed},
+		{name: "another SOAP namespace", upnp: natlab.FakeUPnP{Body: func(_, body string) string {
+			return strings.Replace(body, "http://schemas.xmlsoap.org/soap/envelope/", "http://www.w3.org/2001/12/soap-envelope", 1)
+		}}, port: 9000},
+		{name: "no SOAP namespace", upnp: natlab.FakeUPnP{Body: func(_, body string) string {
+			return strings.NewReplacer("s:Envelope", "Envelope", "s:Body", "Body", `xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" `, "").Replace(body)
+		}}, port: 9000},
+		{name: "control characters", upnp: natlab.FakeUPnP{Body: func(_, body string) string { return strings.Replace(body, "<s:Body>", "<s:Body>\x00\x07", 1) }}, port: 9000},
+		{name: "client by name", upnp: natlab.FakeUPnP{Body: answersAs("GetSpecificPortMappingEntry", replace("<NewInternalClient>127.0.0.1<", "<NewInternalClient>laptop.lan<"))}, port: 9000},
+		{name: "client with zeros", upnp: natlab.FakeUPnP{Body: answersAs("GetSpecificPortMappingEntry", replace("<NewInternalClient>127.0.0.1<", "<NewInternalClient>127.000.000.001<"))}, port: 9000},
+		{name: "switched off", upnp: natlab.FakeUPnP{Body: answersAs("GetSpecificPortMappingEntry", replace("<NewEnabled>1<", "<NewEnabled>0<"))}, kind: Refused},
+		{name: "an entry that is not found", upnp: natlab.FakeUPnP{Fault: func(action string, _ map[string]string) int {
+			if action == "GetSpecificPortMappingEntry" {
+				return 714
+			}
+			return 0
+		}}, kind: NoResources},
+		{name: "another port, without a word", upnp: natlab.FakeUPnP{SamePorts: true}, port: 8080},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			f, u := startUPnP(t, c.upnp)
+			r := request(9000)
+			if c.port == 8080 {
+				r = request(8080)
+				r.External = 9000
+			}
+			l, err := u.Map(t.Context(), r)
+			if c.kind != 0 {
+				wantKind(t, err, c.kind, codeOf(err))
+				if n := f.Mappings(); n != 0 {
+					t.Errorf("%v; %d entries left behind by a call that failed", err, n)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p := l.External.Port(); p != c.port && (c.port != 1 || p == 9000) || f.Mappings() != 1 {
+				t.Errorf("mapped to %v, want port %d; %d entries", l.External, c.port, f.Mappings())
+			}
+			if l, err = u.check(t.Context(), l); err != nil {
+				t.Error(err)
+			}
+			if err := u.Unmap(t.Context(), l); err != nil || f.Mappings() != 0 {
+				t.Errorf("unmap: %v; %d entries left", err, f.Mappings())
+			}
+		})
+	}
+}
+
+func TestParseClient(t *testing.T) {
+	for s, want := range map[string]string{
+		"192.168.1.5": "192.168.1.5", " 192.168.1.5\n": "192.168.1.5", "192.168.001.005": "192.168.1.5", "127.000.000.001": "127.0.0.1", "010.000.000.008": "10.0.0.8", "::ffff:10.0.0.8": "10.0.0.8",
+		"": "invalid IP", "laptop": "invalid IP", "laptop.lan": "invalid IP", "1.2.3": "invalid IP", "1..2.3": "invalid IP", "0256.1.1.1": "invalid IP",
+	} {
+		if got := parseClient(s); got.String() != want {
+			t.Errorf("%q: %v", s, got)
+		}
 	}
 }

@@ -18,17 +18,17 @@ const (
 	shutdownTimeout = 4 * time.Second
 )
 
-// host opens a room on a port of this machine and stays in it until ctx ends.
-func host(ctx context.Context, port int, useNAT bool, name string, in input, t *terminal) error {
+// host opens a room on a port of this machine, which others call by names too, and
+// stays in it until ctx ends.
+func host(ctx context.Context, port int, m nat.Mapper, names []string, name string, in input, t *terminal) error {
 	r := newRoom()
+	names = append(hostNames(), names...)
 	cfg := peerws.ListenConfig{
-		HTTP:           page(),
-		AllowedHosts:   hostNames(),
+		HTTP:           page(names, strangers(t)),
+		AllowedHosts:   names,
+		NAT:            m,
 		MaxMessageSize: maxMessage,
 		OnConnection:   func(ws *peerws.WebSocket) { admit(r, ws) },
-	}
-	if useNAT {
-		cfg.NAT = nat.Any()
 	}
 	l, err := cfg.Listen(ctx, port, subprotocol)
 	if err != nil {
@@ -81,6 +81,23 @@ func host(ctx context.Context, port int, useNAT bool, name string, in input, t *
 		err = serr
 	}
 	return err
+}
+
+// strangers returns a function that tells, once a name and not without end, that
+// somebody wanted the page by a name that the room does not know to be its own.
+func strangers(t *terminal) func(name string) {
+	const most = 8 // names
+	var mu sync.Mutex
+	told := map[string]bool{}
+	return func(name string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if told[name] || len(told) == most || !plainName.MatchString(name) || len(name) > 253 {
+			return
+		}
+		told[name] = true
+		t.offer("* a browser called this room " + name + ", which it does not know as its own name; if it is, start it with -host " + name)
+	}
 }
 
 // hostNames returns what this machine is called in its own network, so that the
@@ -204,6 +221,9 @@ func invitation(a peerws.Address) string {
 		where = "the same network"
 	case peerws.Public:
 		where = "anywhere"
+		if a.State == peerws.Bound && strings.Contains(a.URL, "[") {
+			where = "the same network, and anywhere if no firewall is in front,"
+		}
 	}
 	proof := ""
 	if a.State == peerws.Verified {

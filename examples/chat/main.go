@@ -1,12 +1,13 @@
 // Chat is a room that lives on one peer's machine.
 //
-//	go run ./examples/chat [-port 9000] [-nat=true] [-name NAME]
+//	go run ./examples/chat [-port 9000] [-nat=true] [-gateway ADDRESS] [-external ADDRESS:PORT] [-host NAME] [-name NAME]
 //	go run ./examples/chat [-name NAME] URL
 //
 // Without a URL it is a peer: it listens on the port, asks the router to forward
 // that port to it (-nat=false leaves the router alone), and prints links that
 // lead to its room. Whoever opens an http link in a browser gets a page to chat
-// on; whoever has this program gives it a link as the URL. Everybody in the room
+// on; whoever has this program gives it a link as the URL. A browser that comes by a
+// name, such as that of a tunnel, is let in if -host has it. Everybody in the room
 // sees every line once, in the same order. The terminal is in the room too.
 //
 // Ctrl-C (or SIGTERM, or closing the terminal) ends it: everybody is told, and
@@ -26,11 +27,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime"
 	"strings"
 	"syscall"
+
+	"github.com/peerws/peerws/nat"
 )
 
 func main() {
@@ -55,10 +59,25 @@ func run(ctx context.Context, args []string, in input, stdout, stderr io.Writer)
 	flags.SetOutput(stderr)
 	port := flags.Int("port", 9000, "the `port` to listen on; 0 takes any that is free")
 	useNAT := flags.Bool("nat", true, "ask the router to forward the port")
+	var names []string
+	flags.Func("host", "a `name` by which browsers find this machine, such as room.example; may be given again", func(s string) error {
+		s = strings.TrimSuffix(s, ".")
+		if !plainName.MatchString(s) {
+			return errors.New("must be a host name, without a port")
+		}
+		names = append(names, s)
+		return nil
+	})
+	var gateway netip.Addr
+	flags.TextVar(&gateway, "gateway", netip.Addr{}, "`address` of the router to ask; that of the default route if none is given")
+	var external netip.AddrPort
+	flags.TextVar(&external, "external", netip.AddrPort{}, "`address:port` outside that was forwarded to the port by hand; then no router is asked")
 	name := flags.String("name", defaultName(), "what the room shall call you")
 	flags.Usage = func() {
-		fmt.Fprint(stderr, "usage: chat [-port 9000] [-nat=true] [-name NAME]   open a room on this machine\n"+
-			"       chat [-name NAME] URL                           join another peer's room\n")
+		fmt.Fprint(stderr, "usage: chat [-port 9000] [-nat=true] [-gateway ADDRESS] [-external ADDRESS:PORT] [-host NAME] [-name NAME]\n"+
+			"           open a room on this machine\n"+
+			"       chat [-name NAME] URL\n"+
+			"           join another peer's room\n")
 		flags.PrintDefaults()
 	}
 	var urls []string
@@ -84,7 +103,14 @@ func run(ctx context.Context, args []string, in input, stdout, stderr io.Writer)
 	if len(urls) == 1 {
 		err = join(ctx, urls[0], cleanName(*name), in, t)
 	} else {
-		err = host(ctx, *port, *useNAT, cleanName(*name), in, t)
+		var m nat.Mapper
+		switch {
+		case external.IsValid():
+			m = nat.Static(external)
+		case *useNAT:
+			m = nat.Options{Gateway: gateway}.Any()
+		}
+		err = host(ctx, *port, m, names, cleanName(*name), in, t)
 	}
 	t.close()
 	if err != nil {

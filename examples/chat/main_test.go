@@ -322,3 +322,34 @@ func TestInvitation(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// The page and the terminal say why a browser is not let in, and -host helps.
+func TestHostFlag(t *testing.T) {
+	p := start(t, "-port", "0", "-nat=false", "-name", "ann", "-host", "room.example", "-host", "other.example.")
+	url := p.wait(`^\* from this machine: (http://127\S+)`)[1]
+	get := func(host string) int {
+		r, err := http.NewRequestWithContext(t.Context(), "GET", url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = host
+		a, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Body.Close()
+		return a.StatusCode
+	}
+	for host, want := range map[string]int{"room.example": 200, "Other.example:9000": 200, "tunnel.example": 421} {
+		if got := get(host); got != want {
+			t.Errorf("%s: %d", host, got)
+		}
+	}
+	p.wait(`^\* a browser called this room tunnel\.example, .* -host tunnel\.example$`)
+	http.DefaultClient.CloseIdleConnections()
+	p.stop()
+	p.wantExit(0, 5*time.Second)
+
+	bad := start(t, "-host", "room.example:9000")
+	bad.wantExit(2, 5*time.Second)
+}

@@ -16,7 +16,7 @@ func TestPage(t *testing.T) {
 		{"GET", "/", 200}, {"HEAD", "/", 200}, {"GET", "/favicon.ico", 404}, {"GET", "/../", 307}, {"POST", "/", 405},
 	} {
 		w := httptest.NewRecorder()
-		page().ServeHTTP(w, httptest.NewRequest(c.method, c.path, nil))
+		page([]string{"example.com"}, func(string) { t.Error("example.com is a stranger") }).ServeHTTP(w, httptest.NewRequest(c.method, c.path, nil))
 		if w.Code != c.status {
 			t.Errorf("%s %s: status %d, want %d", c.method, c.path, w.Code, c.status)
 		}
@@ -25,6 +25,31 @@ func TestPage(t *testing.T) {
 		}
 		if c.method == "GET" && w.Code == 200 && w.Body.String() != pageHTML {
 			t.Error("another page was served")
+		}
+	}
+}
+
+// A page that could not connect says so at once, and so does the terminal.
+func TestPageByAnotherName(t *testing.T) {
+	for host, want := range map[string]string{
+		"room.example": "", "ROOM.example:9000": "", "room.example.": "", "127.0.0.1:9000": "", "[::1]:9000": "", "[::1]": "", "localhost": "",
+		"evil.example":           "evil.example",
+		"Tunnel.example:9000":    "tunnel.example",
+		"room.example.evil:9000": "room.example.evil",
+		"<b>":                    "<b>",
+	} {
+		strange := ""
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		page([]string{"room.example"}, func(name string) { strange = name }).ServeHTTP(w, r)
+		switch {
+		case strange != want:
+			t.Errorf("%s: %q", host, strange)
+		case want == "" && w.Code != 200:
+			t.Errorf("%s: %d", host, w.Code)
+		case want != "" && (w.Code != 421 || !strings.Contains(w.Body.String(), `"`+want+`"`) || !strings.Contains(w.Body.String(), "-host") || w.Header().Get("Content-Type") != "text/plain; charset=utf-8"):
+			t.Errorf("%s: %d %v %s", host, w.Code, w.Header(), w.Body)
 		}
 	}
 }

@@ -1,7 +1,7 @@
 // Doctor tells whether peers can reach this machine through its router, and if
 // not, what to change.
 //
-//	go run ./examples/doctor [-json] [-try] [-port 9000]
+//	go run ./examples/doctor [-json] [-try] [-port 9000] [-gateway ADDRESS]
 //
 // It only asks, also who has the port already. With -try it listens on the
 // port for a moment, has it forwarded, sees whether a connection of its own
@@ -34,6 +34,8 @@ func main() {
 	asJSON := flag.Bool("json", false, "print one JSON object instead of a table")
 	try := flag.Bool("try", false, "open the port, look, and close it again")
 	port := flag.Uint("port", 9000, "TCP port to ask about, and to try")
+	var gateway netip.Addr
+	flag.TextVar(&gateway, "gateway", netip.Addr{}, "`address` of the router to ask, such as the far end of a VPN; that of the default route if none is given")
 	flag.Parse()
 	if flag.NArg() > 0 || *port == 0 || *port > 65535 {
 		flag.Usage()
@@ -41,7 +43,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	f, err := examine(ctx, *try, uint16(*port))
+	f, err := examine(ctx, *try, uint16(*port), nat.Options{Gateway: gateway})
 	if err == nil {
 		if *asJSON {
 			err = printJSON(os.Stdout, f)
@@ -65,7 +67,7 @@ type finding struct {
 	Port      uint16       `json:"port"`
 	Forwards  []forward    `json:"forwards"`         // of the port, that were there before
 	Mapped    []mapped     `json:"mapped,omitempty"` // with -try, if it went well
-	Code      string       `json:"code"`             // of peerws.Reachability; ready if asking found nothing against it
+	Code      nat.Code     `json:"code"`             // of peerws.Reachability; ready if asking found nothing against it
 	Summary   string       `json:"summary"`
 	Advice    string       `json:"advice,omitempty"`
 	Detail    string       `json:"detail,omitempty"` // what the gateway said
@@ -97,9 +99,9 @@ type mapped struct {
 }
 
 // examine asks the router and, with try, opens the port for a moment.
-func examine(ctx context.Context, try bool, port uint16) (finding, error) {
+func examine(ctx context.Context, try bool, port uint16, o nat.Options) (finding, error) {
 	if !try {
-		r, err := nat.ProbePort(ctx, port)
+		r, err := o.Probe(ctx, port)
 		return found(r, port), err
 	}
 	// A program that listens there already has the router's forward: it must
@@ -112,12 +114,12 @@ func examine(ctx context.Context, try bool, port uint16) (finding, error) {
 		return finding{}, err
 	}
 	l.Close()
-	r, err := nat.ProbePort(ctx, port) // before the port is forwarded
+	r, err := o.Probe(ctx, port) // before the port is forwarded
 	if err != nil {
 		return finding{}, err
 	}
 	f := found(r, port)
-	return f, f.try(ctx, port)
+	return f, f.try(ctx, port, o.Any())
 }
 
 // proofTime is how long a connection of our own is waited for: a router that
@@ -125,8 +127,8 @@ func examine(ctx context.Context, try bool, port uint16) (finding, error) {
 const proofTime = 3 * time.Second
 
 // try has the port forwarded and notes what comes of it.
-func (f *finding) try(ctx context.Context, port uint16) error {
-	l, err := peerws.ListenConfig{NAT: nat.Any()}.Listen(ctx, int(port))
+func (f *finding) try(ctx context.Context, port uint16, m nat.Mapper) error {
+	l, err := peerws.ListenConfig{NAT: m}.Listen(ctx, int(port))
 	if err != nil {
 		return err
 	}
@@ -141,7 +143,7 @@ func (f *finding) try(ctx context.Context, port uint16) error {
 	if err := l.Ready(ctx); err != nil {
 		return err
 	}
-	for timeout := time.After(proofTime); l.Reachability().Code == "mapped"; {
+	for timeout := time.After(proofTime); l.Reachability().Code == nat.CodeMapped; {
 		select {
 		case <-changed:
 			continue
@@ -190,7 +192,7 @@ func (f *finding) tried(addresses []peerws.Address, r peerws.Reachability) {
 
 func (f *finding) conclude(r peerws.Reachability) {
 	f.Code, f.Summary, f.Advice, f.Detail = r.Code, r.Summary, r.Advice, r.Detail
-	f.Reachable = slices.Contains([]string{"public", "mapped", "verified", "ready"}, f.Code)
+	f.Reachable = slices.Contains([]nat.Code{nat.CodePublic, nat.CodeMapped, nat.CodeVerified, nat.CodeReady}, f.Code)
 }
 
 func printJSON(w io.Writer, f finding) error {
@@ -239,7 +241,7 @@ func printTable(w io.Writer, f finding) error {
 	}
 	verdict := "Peers cannot reach this machine yet."
 	switch {
-	case f.Code == "verified":
+	case f.Code == nat.CodeVerified:
 		verdict = "Peers can reach this machine."
 	case f.Reachable:
 		verdict = "Peers can reach this machine, as far as can be told from inside."

@@ -46,6 +46,7 @@ func TestEcho(t *testing.T) {
 		"WANChange":        testWANChange,
 		"LANChange":        testLANChange,
 		"Idle":             testIdle,
+		"OtherWay":         testOtherWay,
 		"WANDown":          testWANDown,
 		"Conflict":         testConflict,
 		"Kill":             testKill,

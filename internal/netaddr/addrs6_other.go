@@ -1,22 +1,22 @@
 //go:build !linux
 
-package nat
+package netaddr
 
 import (
 	"net"
 	"net/netip"
 )
 
-// localAddrs6 lists the IPv6 addresses of all interfaces that are up. Which of
+// Addrs6 lists the IPv6 addresses of all interfaces that are up. Which of
 // them are deprecated is not known here; those whose lower half is that of a
 // network card's address (RFC 4291 §2.5.1) are surely not temporary, the others
 // may be.
-func localAddrs6() ([]addr6, error) {
+func Addrs6() ([]Addr6, error) {
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		return nil, err
 	}
-	var all []addr6
+	var all []Addr6
 	for _, i := range interfaces {
 		addrs, err := i.Addrs()
 		if err != nil || i.Flags&net.FlagUp == 0 {
@@ -33,7 +33,7 @@ func localAddrs6() ([]addr6, error) {
 			}
 			bits, _ := n.Mask.Size()
 			b := ip.As16()
-			all = append(all, addr6{addr: ip, bits: bits, iface: i.Name, temporary: b[11] != 0xff || b[12] != 0xfe})
+			all = append(all, Addr6{Addr: ip, Bits: bits, Iface: i.Name, Temporary: b[11] != 0xff || b[12] != 0xfe})
 		}
 	}
 	return all, nil

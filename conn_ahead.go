@@ -1,0 +1,280 @@
+package peerws
+
+import (
+	"errors"
+	"io"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/peerws/peerws/internal/mask"
+)
+
+// Reading ahead, for the sake of the peer's pings. While a callback runs, or a
+// message waits for somebody to read it, nothing is read, and a peer that pings
+// would take us for dead. So the clock has a look then, from time to time: it takes
+// a little of what has come, without waiting, answers the newest ping in it, and
+// leaves the bytes to the reader.
+//
+// What lies behind aheadMost bytes of messages that the program does not take is
+// not seen: there TCP slows the peer down, its pings included.
+
+const (
+	aheadMost  = 16 << 10        // bytes that are read ahead
+	aheadEvery = 5 * time.Second // at most, and a quarter of PongTimeout
+)
+
+// Who has the read side while a callback runs: the lower bits of WebSocket.reader. A
+// reader that waits for somebody who wants a message lends it as it does to a Read.
+const (
+	readerOwns    uint32 = iota // next: readerAway
+	readerAway                  // in a callback; next: readerOwns, readerWatched
+	readerWatched               // the clock has it for a moment; next: readerAway
+
+	readerMask uint32 = 3
+	newHandler uint32 = 4 // beside them: rare.handler is to replace handler
+)
+
+// An ahead is what has been read ahead. It is part of the read side.
+type ahead struct {
+	buf   *buffer // behind what c.in holds; nil if nothing
+	err   error   // how reading has ended
+	pongs int     // pings in what has not been parsed that have been answered
+}
+
+// goAway and comeBack enclose a callback on the reader's goroutine.
+func (c *WebSocket) goAway() { c.reader.Add(readerAway - readerOwns) }
+
+func (c *WebSocket) comeBack() {
+	if !c.reader.CompareAndSwap(readerAway, readerOwns) {
+		c.awaitWatch()
+	}
+}
+
+// awaitWatch is comeBack beside newHandler, and waits for the clock, which waits for
+// nothing.
+func (c *WebSocket) awaitWatch() {
+	for {
+		v := c.reader.Load()
+		if v&readerMask == readerAway && c.reader.CompareAndSwap(v, v-readerAway+readerOwns) {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// seize takes the read side of a reader that is away, until release.
+func (c *WebSocket) seize() bool {
+	v := c.reader.Load()
+	return v&readerMask == readerAway && c.reader.CompareAndSwap(v, v-readerAway+readerWatched)
+}
+
+func (c *WebSocket) release() { c.reader.Add(^(readerWatched - readerAway) + 1) }
+
+// lookAway looks after a socket whose reader has been away since the clock's last
+// look, and reports whether it is one. The keepalive of ours stands still then.
+func (c *WebSocket) lookAway(now uint32) bool {
+	p := &c.pulse
+	phase := c.phase.Load()
+	if phase != p.phase || phase&1 != 0 || p.wait == 0 && c.set.pingInterval > 0 {
+		if c.set.pingInterval <= 0 { // else lookOpen does it
+			p.phase, p.since = phase, now
+		}
+		return false
+	}
+	if c.unseen() {
+		return false
+	}
+	every := aheadEvery
+	if d := c.set.pongTimeout / 4; d > 0 {
+		every = min(every, d)
+	}
+	if now-p.since >= millis(every) {
+		p.since = now
+		c.lookAhead()
+	}
+	return true
+}
+
+// lookAhead borrows the read side, if it is to be had, and reads ahead.
+func (c *WebSocket) lookAhead() {
+	if c.seize() {
+		c.readAhead()
+		c.release()
+		return
+	}
+	c.mu.Lock()
+	if !c.lf.gated || c.lf.resume || c.lf.lent {
+		c.mu.Unlock()
+		return
+	}
+	k := c.callsLocked()
+	select {
+	case k.turn <- struct{}{}:
+	default: // a Read is going on
+		c.mu.Unlock()
+		return
+	}
+	c.lf.lent = true
+	c.mu.Unlock()
+	c.readAhead()
+	c.mu.Lock()
+	c.lf.lent = false
+	c.openGateLocked()
+	c.mu.Unlock()
+	k.endTurn()
+}
+
+// readAhead takes what has come and answers the newest ping in it. The read side is
+// the caller's.
+func (c *WebSocket) readAhead() {
+	if c.aborted.Load() || c.ReadyState() != Open {
+		return
+	}
+	a := c.aheadOf()
+	if a == nil {
+		a = new(ahead)
+	}
+	if have := a.buf.len(); a.err == nil && have < aheadMost {
+		b := a.buf.grow(aheadMost)
+		n, err := c.readNow(b.b[have:aheadMost])
+		b.extend(n)
+		if a.buf, a.err = b, err; b.len() == 0 {
+			b.free()
+			a.buf = nil
+		}
+	}
+	var rest []byte
+	if c.in != nil {
+		rest = c.in.b[c.rd.off:]
+	}
+	pings, newest := c.core.pingsIn(rest, a.buf.bytes())
+	if pings > a.pongs {
+		a.pongs = pings
+		c.pongNow(newest)
+	}
+	if a.buf == nil && a.err == nil && a.pongs == 0 {
+		a = nil
+	}
+	c.mu.Lock()
+	if a != nil || c.seldom().ahead != nil {
+		c.rareLocked().ahead = a
+	}
+	c.mu.Unlock()
+	c.rd.ahead = a != nil
+}
+
+func (c *WebSocket) aheadOf() *ahead {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.seldom().ahead
+}
+
+// readNow reads what is there, without waiting; nothing is 0, nil.
+func (c *WebSocket) readNow(p []byte) (n int, err error) {
+	switch f := foreignOf(c.conn); {
+	case c.raw != nil:
+		failed := c.raw.Read(func(fd uintptr) bool {
+			if c.set.sys == nil {
+				n, err = sysRead(fd, p)
+			} else {
+				n, err = c.set.sys.read(fd, p)
+			}
+			return true
+		})
+		if failed != nil || err != nil && wouldBlock(err) {
+			return 0, nil // a deadline that is to wake the reader, for example
+		}
+		if n == 0 && err == nil {
+			err = io.EOF
+		}
+		return max(n, 0), err
+	case f != nil && f == c.conn:
+		if !f.full() {
+			return 0, nil
+		}
+	case napOf(c.conn) == nil:
+		s := steadyOf(c.conn)
+		if s == nil || f == nil {
+			return 0, nil // there is no way but to wait
+		}
+		s.glance = f
+		defer func() { s.glance = nil }()
+	}
+	n, err = c.conn.Read(p)
+	if err == errNotYet || errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil
+	}
+	return n, err
+}
+
+// takeAhead puts what was read ahead behind c.in, and is false if there is nothing.
+func (c *WebSocket) takeAhead() (verdict, bool) {
+	a := c.aheadOf()
+	if b := a.buf; b != nil {
+		a.buf = nil
+		c.rd.direct = false
+		if c.in.len() == 0 {
+			c.in.free()
+			c.in, b = b, nil
+		} else {
+			c.in = c.in.grow(c.in.len() + b.len())
+			c.in.b = append(c.in.b, b.b...)
+		}
+		b.free()
+		c.rd.ahead = a.pongs > 0 || a.err != nil
+		return vMore, true
+	}
+	if a.err != nil {
+		return c.readFailed(a.err), true
+	}
+	return vMore, false
+}
+
+// answeredAhead reports whether the ping that is parsed now was answered before.
+func (c *WebSocket) answeredAhead() bool {
+	a := c.aheadOf()
+	if a == nil || a.pongs == 0 {
+		return false
+	}
+	a.pongs--
+	c.rd.ahead = a.pongs > 0 || a.buf != nil || a.err != nil
+	return true
+}
+
+func (c *WebSocket) dropAhead() {
+	if a := c.aheadOf(); a != nil {
+		a.buf.free()
+		a.buf = nil
+	}
+}
+
+// pingsIn counts the pings in what is still to be parsed, which lies in two pieces,
+// and returns a copy of the newest one's payload. Nothing is changed.
+func (c *core) pingsIn(rest, more []byte) (n int, newest []byte) {
+	b := newBuffer(len(rest) + len(more))
+	defer b.free()
+	b.b = append(append(b.b, rest...), more...)
+	p := b.b
+	if c.part != nil {
+		if c.part.left > int64(len(p)) {
+			return 0, nil
+		}
+		p = p[c.part.left:]
+	}
+	for {
+		h, size, err := parseHeader(p)
+		if err != nil || size == 0 || h.length > int64(len(p)-size) {
+			return n, newest
+		}
+		payload := p[size : size+int(h.length)]
+		p = p[size+int(h.length):]
+		if h.op == opPing {
+			n++
+			newest = append(newest[:0], payload...)
+			if h.masked {
+				mask.Bytes(newest, h.key, 0)
+			}
+		}
+	}
+}
