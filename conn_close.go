@@ -333,6 +333,7 @@ func (c *WebSocket) end() {
 		returned := c.lf.x.returned
 		c.mu.Unlock()
 		<-returned
+		c.runTasks() // what it has posted comes before OnError and OnClose
 		c.mu.Lock()
 	}
 	onError, onClose, ev := c.seldom().onError, c.lf.onClose, c.eventLocked()

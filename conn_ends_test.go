@@ -5,9 +5,13 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/peerws/peerws/internal/memnet"
 )
 
 // However a transport ends, and however the program reads, or has stopped
@@ -197,6 +201,73 @@ func TestOnConnection_KeepsOtherCallbacksBack(t *testing.T) {
 			t.Errorf("%s, want %s", s, want)
 		}
 	}
+}
+
+// lateDeadline is a transport to which bytes come just before a read that is to
+// come out by its deadline would have.
+type lateDeadline struct {
+	*memnet.Conn
+	before func() // called once, at a deadline that is past
+}
+
+func (c *lateDeadline) SetReadDeadline(t time.Time) error {
+	if c.before != nil && !t.IsZero() && t.Before(time.Now()) {
+		c.before()
+		c.before = nil
+		return nil
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// What OnConnection has set runs before a message that comes as it returns.
+func TestOnConnection_OpenComesBeforeMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := memnet.Pipe(1 << 10)
+		p := peer{t, theirs}
+		conn := &lateDeadline{Conn: ours}
+		c := accepted(testSettings(), conn, true)
+		var got []string
+		c.offer(func(c *WebSocket) {
+			c.mu.Lock()
+			c.beginHeldLocked()
+			c.mu.Unlock()
+			synctest.Wait() // the reader waits in its Read
+			c.OnMessage(func(_ *WebSocket, m Message) { got = append(got, string(m.Data)) })
+			c.OnOpen(func(*WebSocket) { got = append(got, "open") })
+			c.OnClose(func(*WebSocket, CloseEvent) { got = append(got, "close") })
+			synctest.Wait() // and again
+			conn.before = func() { p.send(maskedHello) }
+		})
+		synctest.Wait()
+		theirs.Close()
+		waitDone(t, c)
+		if want := []string{"open", "Hello", "close"}; !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	})
+}
+
+// OnClose stays the last of them when the peer goes while OnConnection blocks.
+func TestOnConnection_CloseComesLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := memnet.Pipe(1 << 10)
+		c := accepted(testSettings(), ours, true)
+		var got []string
+		c.offer(func(c *WebSocket) {
+			c.mu.Lock()
+			c.beginHeldLocked()
+			c.mu.Unlock()
+			synctest.Wait()
+			c.OnOpen(func(*WebSocket) { got = append(got, "open") })
+			c.OnClose(func(*WebSocket, CloseEvent) { got = append(got, "close") })
+			theirs.Close()
+			synctest.Wait()
+		})
+		waitDone(t, c)
+		if want := []string{"open", "close"}; !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	})
 }
 
 // A peer that goes while OnConnection blocks is noticed, and its place is free.

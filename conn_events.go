@@ -58,6 +58,9 @@ func (c *WebSocket) messageHandler() func(*WebSocket, Message) {
 		c.mu.Lock()
 		c.takeHandlerLocked()
 		c.mu.Unlock()
+		c.goAway()
+		c.runTasks() // an OnOpen that was set with it comes before the message
+		c.comeBack()
 	}
 	return c.handler
 }
