@@ -245,7 +245,7 @@ step 'Tests with words of 32 bits'
 porttest linux/386 '' ./...
 
 # Neither runs assembly of ours, and s390x is big-endian.
-portable=(. ./nat ./internal/mask ./internal/memnet ./internal/utf8check)
+portable=(. ./nat ./internal/mask ./internal/memnet ./internal/netaddr ./internal/utf8check)
 # qemu-user has no TCP_INFO, without which a slow peer is not told from a dead
 # one, and the kernel cannot start its binaries, as a test of the environment does.
 unemulated='^(TestProgress_SlowIsNotDead|TestProxy_Environment)$'
