@@ -51,7 +51,7 @@
 //
 // Programs always may. A web page may if its origin is in AllowedOrigins, or if
 // it comes from the very host it connects to and that is an IP address,
-// localhost or one of AllowedHosts. ListenConfig.Authorize can ask for more, and
+// localhost, one of AllowedHosts, or a name that TLS shows to be ours. ListenConfig.Authorize can ask for more, and
 // ListenConfig.Respond gives the answer a cookie, or another subprotocol.
 //
 // # Whether peers can reach it
