@@ -6,8 +6,6 @@ import (
 	"os"
 	"runtime"
 	"time"
-
-	"github.com/peerws/peerws/internal/mask"
 )
 
 // Reading ahead, for the sake of the peer's pings. While a callback runs, or a
@@ -63,13 +61,13 @@ func (c *WebSocket) awaitWatch() {
 	}
 }
 
-// seize takes the read side of a reader that is away, until release.
-func (c *WebSocket) seize() bool {
+// seizeReader takes the read side of a reader that is away, until releaseReader.
+func (c *WebSocket) seizeReader() bool {
 	v := c.reader.Load()
 	return v&readerMask == readerAway && c.reader.CompareAndSwap(v, v-readerAway+readerWatched)
 }
 
-func (c *WebSocket) release() { c.reader.Add(^(readerWatched - readerAway) + 1) }
+func (c *WebSocket) releaseReader() { c.reader.Add(^(readerWatched - readerAway) + 1) }
 
 // lookAway looks after a socket whose reader has been away since the clock's last
 // look, and reports whether it is one. The keepalive of ours stands still then.
@@ -98,9 +96,9 @@ func (c *WebSocket) lookAway(now uint32) bool {
 
 // lookAhead borrows the read side, if it is to be had, and reads ahead.
 func (c *WebSocket) lookAhead() {
-	if c.seize() {
+	if c.seizeReader() {
 		c.readAhead()
-		c.release()
+		c.releaseReader()
 		return
 	}
 	c.mu.Lock()
@@ -175,11 +173,7 @@ func (c *WebSocket) readNow(p []byte) (n int, err error) {
 	switch f := foreignOf(c.conn); {
 	case c.raw != nil:
 		failed := c.raw.Read(func(fd uintptr) bool {
-			if c.set.sys == nil {
-				n, err = sysRead(fd, p)
-			} else {
-				n, err = c.set.sys.read(fd, p)
-			}
+			n, err = c.sysRead(fd, p)
 			return true
 		})
 		if failed != nil || err != nil && wouldBlock(err) {
@@ -246,35 +240,5 @@ func (c *WebSocket) dropAhead() {
 	if a := c.aheadOf(); a != nil {
 		a.buf.free()
 		a.buf = nil
-	}
-}
-
-// pingsIn counts the pings in what is still to be parsed, which lies in two pieces,
-// and returns a copy of the newest one's payload. Nothing is changed.
-func (c *core) pingsIn(rest, more []byte) (n int, newest []byte) {
-	b := newBuffer(len(rest) + len(more))
-	defer b.free()
-	b.b = append(append(b.b, rest...), more...)
-	p := b.b
-	if c.part != nil {
-		if c.part.left > int64(len(p)) {
-			return 0, nil
-		}
-		p = p[c.part.left:]
-	}
-	for {
-		h, size, err := parseHeader(p)
-		if err != nil || size == 0 || h.length > int64(len(p)-size) {
-			return n, newest
-		}
-		payload := p[size : size+int(h.length)]
-		p = p[size+int(h.length):]
-		if h.op == opPing {
-			n++
-			newest = append(newest[:0], payload...)
-			if h.masked {
-				mask.Bytes(newest, h.key, 0)
-			}
-		}
 	}
 }

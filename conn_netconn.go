@@ -28,13 +28,13 @@ import (
 // read is thrown away. In OnMessage, which holds the peer's answer up, Close can
 // only wait for that time.
 func (c *WebSocket) NetConn(t MessageType) net.Conn {
-	return &netConn{c: c, t: t, rd: newDeadline(), wr: newDeadline()}
+	return &netConn{c: c, t: t, deadlines: newDeadlines()}
 }
 
 type netConn struct {
-	c      *WebSocket
-	t      MessageType
-	rd, wr *deadline
+	c *WebSocket
+	t MessageType
+	deadlines
 
 	mu  sync.Mutex // one Read at a time
 	r   io.Reader  // the message being read, nil between two
@@ -126,25 +126,30 @@ func (n *netConn) Close() error {
 func (n *netConn) LocalAddr() net.Addr  { return n.c.LocalAddr() }
 func (n *netConn) RemoteAddr() net.Addr { return n.c.RemoteAddr() }
 
-func (n *netConn) SetDeadline(t time.Time) error {
-	n.rd.set(t)
-	n.wr.set(t)
-	return nil
-}
-
-func (n *netConn) SetReadDeadline(t time.Time) error {
-	n.rd.set(t)
-	return nil
-}
-
-func (n *netConn) SetWriteDeadline(t time.Time) error {
-	n.wr.set(t)
-	return nil
-}
-
 // opError wraps err as the net package does.
 func (n *netConn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: "websocket", Source: n.LocalAddr(), Addr: n.RemoteAddr(), Err: err}
+}
+
+// deadlines are those of a net.Conn.
+type deadlines struct{ rd, wr *deadline }
+
+func newDeadlines() deadlines { return deadlines{newDeadline(), newDeadline()} }
+
+func (d deadlines) SetDeadline(t time.Time) error {
+	d.rd.set(t)
+	d.wr.set(t)
+	return nil
+}
+
+func (d deadlines) SetReadDeadline(t time.Time) error {
+	d.rd.set(t)
+	return nil
+}
+
+func (d deadlines) SetWriteDeadline(t time.Time) error {
+	d.wr.set(t)
+	return nil
 }
 
 // A deadline is a time that can be moved.

@@ -280,13 +280,7 @@ func (c *WebSocket) portableFill() (n int, err error) {
 // readable makes one read attempt. RawConn.Read calls it, first at once, then
 // whenever the socket has become readable; false parks.
 func (c *WebSocket) readable(fd uintptr) bool {
-	var n int
-	var err error
-	if p := c.room(); c.set.sys == nil {
-		n, err = sysRead(fd, p)
-	} else {
-		n, err = c.set.sys.read(fd, p)
-	}
+	n, err := c.sysRead(fd, c.room())
 	if err == nil {
 		c.rd.n = int32(n)
 		return true
@@ -300,6 +294,14 @@ func (c *WebSocket) readable(fd uintptr) bool {
 		c.beat()
 	}
 	return false
+}
+
+// sysRead is a read of the socket, or what a test has put in its place.
+func (c *WebSocket) sysRead(fd uintptr, p []byte) (int, error) {
+	if c.set.sys == nil {
+		return sysRead(fd, p)
+	}
+	return c.set.sys.read(fd, p)
 }
 
 // portableRead is what a waiting read of the portable path holds.

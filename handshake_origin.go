@@ -95,12 +95,10 @@ func sameName(a, b string) bool {
 	return strings.EqualFold(strings.TrimSuffix(a, "."), strings.TrimSuffix(b, "."))
 }
 
-// An originError is why a page was refused.
-type originError struct {
-	text string // for the peer
-}
+// An originError is why a page was refused, as the peer is told it.
+type originError string
 
-func (e *originError) Error() string { return e.text }
+func (e originError) Error() string { return string(e) }
 
 // originRefused makes r, if check said it, one that names the request's origin and
 // host. Both are the peer's words: they are quoted, and cut.
@@ -126,7 +124,7 @@ func originRefused(r *refusal, h *head) error {
 		return strconv.QuoteToASCII(string(b))
 	}
 	text := fmt.Sprintf(r.text, quote(origin), quote(host))
-	return &rejection{&refusal{r.status, r.header, text}, &originError{text}}
+	return &rejection{&refusal{r.status, r.header, text}, originError(text)}
 }
 
 // knows reports whether name is ours whatever a name server says: nobody else

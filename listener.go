@@ -362,7 +362,8 @@ func (l *WebSocketListener) dismiss(c *WebSocket) {
 // Close stops listening: nothing is accepted any more, handshakes in flight are
 // dropped, sockets that nobody has taken yet are closed with 1001, the port is given
 // back to the gateway, for which that has 2 s at most. Sockets that were handed
-// over live on. A listener given to Serve that does not end is left behind. It is idempotent and returns when all of this is done.
+// over live on. A listener given to Serve that does not end is left behind. Close is
+// idempotent and returns when all of this is done.
 func (l *WebSocketListener) Close() error {
 	if !l.setState(ListenerClosed) {
 		<-l.done

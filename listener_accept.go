@@ -158,8 +158,8 @@ func (l *WebSocketListener) awaitPlace(key ipKey) *refusal {
 }
 
 // makeWayLocked cuts an arrival that was refused and is still there, or else the
-// oldest that is still to send its request and
-// has had its grace, unless one that was cut is about to leave. It returns when
+// oldest that is still to send its request and has had its grace, unless one that
+// was cut is about to leave. It returns when
 // to look again if nobody leaves until then. l.mu is held.
 func (l *WebSocketListener) makeWayLocked(now time.Time) time.Duration {
 	const again = silenceGrace / 4

@@ -265,7 +265,7 @@ func (l *WebSocketListener) Reachability() Reachability {
 	a.mu.Unlock()
 	var list []Address
 	if direct { // they may have been another network's
-		list = l.boundAddresses()
+		list = l.boundAddresses(l.ownAddrs())
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -278,8 +278,10 @@ func (l *WebSocketListener) Reachability() Reachability {
 // Addresses returns every address at which peers can connect, the widest scope
 // last, and those that were mapped and are lost. It asks the system for its
 // interfaces each time.
-func (l *WebSocketListener) Addresses() []Address {
-	list := l.boundAddresses()
+func (l *WebSocketListener) Addresses() []Address { return l.addresses(l.ownAddrs()) }
+
+func (l *WebSocketListener) addresses(own []ownAddr) []Address {
+	list := l.boundAddresses(own)
 	a := &l.addrs
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -61,9 +61,9 @@ func (c ListenConfig) Handler(protocols ...string) (*WebSocketListener, http.Han
 	return l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case l.ReadyState() == ListenerClosed:
-			l.refuseHTTP(w, r, errClosing, errClosing)
+			l.refuseHTTP(w, r, errClosing)
 		case r.ProtoMajor > 1 && wantsBootstrap(r):
-			l.refuseHTTP(w, r, errHTTP2, errHTTP2)
+			l.refuseHTTP(w, r, errHTTP2)
 		default:
 			l.serveHTTP(w, r, next)
 		}
@@ -84,12 +84,14 @@ func (l *WebSocketListener) refuseWeb(w http.ResponseWriter, r *http.Request) {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		no = errMethod
 	}
-	l.refuseHTTP(w, r, no, no)
+	l.refuseHTTP(w, r, no)
 }
 
-// refuseHTTP is refuse for a request that net/http has read.
-func (l *WebSocketListener) refuseHTTP(w http.ResponseWriter, r *http.Request, no *refusal, cause error) {
+// refuseHTTP is refuse for a request that net/http has read. err is a *refusal or a
+// *rejection.
+func (l *WebSocketListener) refuseHTTP(w http.ResponseWriter, r *http.Request, err error) {
 	l.countRefused()
+	no, cause := refusalOf(err)
 	l.logRefusal(r.RemoteAddr, no.status, cause)
 	no.writeTo(w, r)
 }

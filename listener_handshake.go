@@ -145,12 +145,8 @@ func (l *WebSocketListener) newSocket(o *opening, key ipKey) *WebSocket {
 // outer in the answer.
 func (l *WebSocketListener) refuse(a *arrival, conn net.Conn, method string, err error, outer []byte) {
 	l.countRefused()
-	r, ok := err.(*refusal)
-	var cause error = r
-	if x, is := err.(*rejection); is {
-		r, ok, cause = x.refusal, true, x.cause
-	}
-	if !ok {
+	r, cause := refusalOf(err)
+	if r == nil {
 		l.log.Debug("opening handshake failed", "remote", conn.RemoteAddr(), "err", err)
 		transportOf(conn).Close()
 		return
@@ -229,8 +225,8 @@ func (l *WebSocketListener) logRefusal(remote any, status int, why error) {
 		return
 	}
 	l.mu.Lock()
-	if e, ok := why.(*originError); ok && len(l.originsTold) < originsMost && !slices.Contains(l.originsTold, e.text) {
-		l.originsTold = append(l.originsTold, e.text)
+	if e, ok := why.(originError); ok && len(l.originsTold) < originsMost && !slices.Contains(l.originsTold, string(e)) {
+		l.originsTold = append(l.originsTold, string(e))
 		l.mu.Unlock()
 		l.log.Warn("web page refused", "remote", remote, "status", status, "why", why)
 		return
@@ -294,10 +290,22 @@ func (l *WebSocketListener) rejected(err error) error {
 	return &rejection{r, err}
 }
 
-// A rejection is the program's refusal. The peer is not told the cause.
+// A rejection is a refusal with a cause that the log is told and the peer is not: the
+// program's, or in words of our own.
 type rejection struct {
 	*refusal
 	cause error
+}
+
+// refusalOf returns what err tells the peer, nil if nothing, and the log.
+func refusalOf(err error) (r *refusal, cause error) {
+	switch x := err.(type) {
+	case *refusal:
+		return x, x
+	case *rejection:
+		return x.refusal, x.cause
+	}
+	return nil, err
 }
 
 // handOver gives an open socket to the program, or lets it wait.

@@ -143,11 +143,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		refused = l.reserve()
 	}
 	if refused != nil {
-		var cause error = refused
-		if x, ok := originRefused(refused, h).(*rejection); ok {
-			refused, cause = x.refusal, x.cause
-		}
-		l.refuseHTTP(w, r, refused, cause)
+		l.refuseHTTP(w, r, originRefused(refused, h))
 		return
 	}
 	outer := outerHeader(w.Header())
@@ -176,7 +172,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		early.free()
 		l.unreserve()
 		l.countRefused()
-		socketOf(conn).Close() // the listener is closed
+		transportOf(conn).Close() // the listener is closed
 		l.leave(key)
 		return
 	}

@@ -33,7 +33,7 @@ type system struct {
 	interfaces func() ([]net.Interface, error)
 	addrs      func(net.Interface) ([]net.Addr, error)
 	addrs6     func() ([]netaddr.Addr6, error)
-	facing     func(netip.Addr) netip.Addr // the address of ours that would send to it, invalid if none
+	source     func(netip.Addr) (netip.Addr, error) // the address of ours that would send to it
 }
 
 func thisMachine() system {
@@ -41,26 +41,8 @@ func thisMachine() system {
 		interfaces: net.Interfaces,
 		addrs:      func(i net.Interface) ([]net.Addr, error) { return i.Addrs() },
 		addrs6:     netaddr.Addrs6,
-		facing:     facing,
+		source:     netaddr.SourceFor, // which works where the list may not be read
 	}
-}
-
-// elsewhere4 and elsewhere6 stand for any address outside: one that was given up,
-// and its form in IPv6 (RFC 7526). Nothing is sent to them.
-var (
-	elsewhere4 = netip.MustParseAddr("192.88.99.1")
-	elsewhere6 = netip.MustParseAddr("2002:c058:6301::")
-)
-
-// facing connects a UDP socket, which sends nothing. It works where the list of
-// interfaces may not be read (Android from version 11, sandboxes).
-func facing(to netip.Addr) netip.Addr {
-	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9)))
-	if err != nil {
-		return netip.Addr{}
-	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone("")
 }
 
 // own lists the machine's addresses, IPv6 ones only with six. Those of no use to
@@ -69,9 +51,11 @@ func facing(to netip.Addr) netip.Addr {
 // deprecated, tentative, duplicates, or temporary beside a stable one of their
 // network.
 func (s system) own(six bool) []ownAddr {
-	facing := []netip.Addr{s.facing(elsewhere4)}
-	if six {
-		facing = append(facing, s.facing(elsewhere6))
+	var facing []netip.Addr
+	for _, outside := range []netip.Addr{netaddr.Elsewhere4, netaddr.Elsewhere6} {
+		if a, err := s.source(outside); err == nil {
+			facing = append(facing, a)
+		}
 	}
 	var list []ownAddr
 	add := func(ip netip.Addr, tunnel bool) {
@@ -163,10 +147,10 @@ func (l *WebSocketListener) ownAddrs() []ownAddr {
 	return list
 }
 
-// boundAddresses is ownAddrs as Addresses has them.
-func (l *WebSocketListener) boundAddresses() []Address {
+// boundAddresses are own as Addresses has them.
+func (l *WebSocketListener) boundAddresses(own []ownAddr) []Address {
 	var list []Address
-	for _, o := range l.ownAddrs() {
+	for _, o := range own {
 		list = append(list, Address{URL: l.urlOf(netip.AddrPortFrom(o.ip, uint16(l.port))), Scope: scopeOf(o.ip), Via: "direct", State: Bound})
 	}
 	return list
@@ -178,14 +162,15 @@ func (l *WebSocketListener) boundAddresses() []Address {
 // which leads out first; and then global IPv6 addresses, of which nobody knows
 // whether a firewall in front lets peers in.
 func (l *WebSocketListener) URL() string {
-	own := make(map[string]ownRank)
-	for _, o := range l.ownAddrs() {
-		own[l.urlOf(netip.AddrPortFrom(o.ip, uint16(l.port)))] = o.rank
+	own := l.ownAddrs()
+	ranks := make(map[string]ownRank)
+	for _, o := range own {
+		ranks[l.urlOf(netip.AddrPortFrom(o.ip, uint16(l.port)))] = o.rank
 	}
 	var best Address
 	var most [3]int
-	for _, a := range l.Addresses() {
-		rank, mine := own[a.URL]
+	for _, a := range l.addresses(own) {
+		rank, mine := ranks[a.URL]
 		var r [3]int
 		switch {
 		case a.State == Lost:

@@ -29,13 +29,13 @@ func (s scene) system() system {
 			return all, nil
 		},
 		addrs6: func() ([]netaddr.Addr6, error) { return s.addrs6, nil },
-		facing: func(to netip.Addr) netip.Addr {
+		source: func(to netip.Addr) (netip.Addr, error) {
 			for _, f := range s.facing {
 				if a := netip.MustParseAddr(f); a.Is4() == to.Is4() {
-					return a
+					return a, nil
 				}
 			}
-			return netip.Addr{}
+			return netip.Addr{}, errors.New("network is unreachable")
 		},
 	}
 }

@@ -464,6 +464,7 @@ func (a *addressBook) assessLocked() bool {
 		if h := a.bestByHandLocked(); h.external.IsValid() {
 			through = fmt.Sprintf("%s, which was forwarded by hand", h.external)
 		}
+		// Not with what the gateway has said: it does not know of that forward.
 		r = Reachability{Code: nat.CodeVerified, Summary: fmt.Sprintf("Peers outside can connect: one has, through %s.", through)}
 	case best != nil && best.by == byAsked:
 		r = a.verified(fmt.Sprintf("Peers outside can connect: one that was asked has reached %s.", best.external))

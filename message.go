@@ -306,6 +306,36 @@ func (c *core) controlEvent(op opcode, p []byte) event {
 	return event{kind: evClose, code: code, data: p[2:]}
 }
 
+// pingsIn counts the pings in what is still to be parsed, which lies in two pieces,
+// and returns a copy of the newest one's payload. Nothing is changed.
+func (c *core) pingsIn(rest, more []byte) (n int, newest []byte) {
+	b := newBuffer(len(rest) + len(more))
+	defer b.free()
+	b.b = append(append(b.b, rest...), more...)
+	p := b.b
+	if c.part != nil {
+		if c.part.left > int64(len(p)) {
+			return 0, nil
+		}
+		p = p[c.part.left:]
+	}
+	for {
+		h, size, err := parseHeader(p)
+		if err != nil || size == 0 || h.length > int64(len(p)-size) {
+			return n, newest
+		}
+		payload := p[size : size+int(h.length)]
+		p = p[size+int(h.length):]
+		if h.op == opPing {
+			n++
+			newest = append(newest[:0], payload...)
+			if h.masked {
+				mask.Bytes(newest, h.key, 0)
+			}
+		}
+	}
+}
+
 // begin starts a frame that is not a whole message lying in the block.
 func (c *core) begin(h header) {
 	if c.part == nil {

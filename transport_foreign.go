@@ -22,8 +22,8 @@ import (
 // are left behind if they do not come back: one reads as long as the connection
 // lives, one is made for each Write, one for the end.
 type foreignConn struct {
-	conn   net.Conn // the transport, or TLS over it
-	rd, wr *deadline
+	conn net.Conn // the transport, or TLS over it
+	deadlines
 
 	gone    chan struct{} // closed by cut
 	closed  chan struct{} // closed when the transport's Close has returned closeErr
@@ -82,8 +82,8 @@ func adopt(conn net.Conn) net.Conn {
 func newForeign(conn net.Conn) *foreignConn {
 	return &foreignConn{
 		conn: conn, piece: firstPiece,
-		rd: newDeadline(), wr: newDeadline(),
-		gone: make(chan struct{}), closed: make(chan struct{}), late: make(chan struct{}),
+		deadlines: newDeadlines(),
+		gone:      make(chan struct{}), closed: make(chan struct{}), late: make(chan struct{}),
 		arrived: make(chan struct{}, 1), taken: make(chan struct{}, 1),
 		turn: make(chan struct{}, 1), wrote: make(chan result, 1),
 	}
@@ -318,8 +318,7 @@ func (f *foreignConn) cut() {
 // end closes the transport. If that does not end what is going on in it, its
 // deadlines may.
 func (f *foreignConn) end() {
-	f.rd.set(time.Time{})
-	f.wr.set(time.Time{})
+	f.SetDeadline(time.Time{})
 	f.inside.Add(1)
 	t := time.AfterFunc(foreignGrace, func() {
 		close(f.late)
@@ -358,22 +357,6 @@ func (f *foreignConn) full() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.in != nil
-}
-
-func (f *foreignConn) SetDeadline(t time.Time) error {
-	f.rd.set(t)
-	f.wr.set(t)
-	return nil
-}
-
-func (f *foreignConn) SetReadDeadline(t time.Time) error {
-	f.rd.set(t)
-	return nil
-}
-
-func (f *foreignConn) SetWriteDeadline(t time.Time) error {
-	f.wr.set(t)
-	return nil
 }
 
 // nowhere is the address of a transport that does not say its own.

@@ -51,24 +51,17 @@ func (c *oddConn) Close() error {
 	return err
 }
 
-func (c *oddConn) LocalAddr() net.Addr {
-	if c.addr != nil {
-		c.addr()
-	}
-	if c.nilAddr {
-		return nil
-	}
-	return c.Conn.LocalAddr()
-}
+func (c *oddConn) LocalAddr() net.Addr  { return c.odd(c.Conn.LocalAddr) }
+func (c *oddConn) RemoteAddr() net.Addr { return c.odd(c.Conn.RemoteAddr) }
 
-func (c *oddConn) RemoteAddr() net.Addr {
+func (c *oddConn) odd(addr func() net.Addr) net.Addr {
 	if c.addr != nil {
 		c.addr()
 	}
 	if c.nilAddr {
 		return nil
 	}
-	return c.Conn.RemoteAddr()
+	return addr()
 }
 
 // An oddity makes a transport odd. What waits comes back when free is closed.

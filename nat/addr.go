@@ -17,19 +17,12 @@ type ownAddresser interface {
 // isGlobal reports whether a can be an address on the Internet.
 func isGlobal(a netip.Addr) bool { return netaddr.IsGlobal(a) }
 
-// A sourcer is a Mapper that can tell by which address of ours the system would send.
+// A sourcer is a Mapper that can tell by which way the system sends.
 type sourcer interface {
-	// leaves is the address that packets to dst would come from, invalid if there
-	// is no way to it.
-	leaves(dst netip.Addr) netip.Addr
-
-	// neighbours reports whether two addresses of ours are of one network.
-	neighbours(a, b netip.Addr) bool
+	// otherWay is the address of ours that packets to dst would come from, if that
+	// is neither own nor of the same network, else invalid.
+	otherWay(own, dst netip.Addr) netip.Addr
 }
-
-// elsewhere stands for any address outside: one that was given up (RFC 7526).
-// Nothing is sent to it.
-var elsewhere = netip.MustParseAddr("192.88.99.1")
 
 // An addresser6 is a Mapper that can do something for IPv6 addresses, and
 // knows which of them are worth it. Of a user's Mapper nothing is known, so it

@@ -16,14 +16,14 @@ import (
 // maxHead bounds the head of an answer, in bytes.
 const maxHead = 16 << 10
 
-// An answer is what of a device's HTTP answer matters.
+// An httpAnswer is what of a device's HTTP answer matters.
 type httpAnswer struct {
 	status int
 	header http.Header
 	body   []byte
 }
 
-// How much of an answer is there.
+// A completeness is how much of an answer is there.
 type completeness int
 
 const (

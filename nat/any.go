@@ -325,21 +325,12 @@ func (a *anyMapper) ownAddr(bound netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// leaves is that of the first candidate that knows.
-func (a *anyMapper) leaves(dst netip.Addr) netip.Addr {
+// otherWay is that of the first candidate that knows.
+func (a *anyMapper) otherWay(own, dst netip.Addr) netip.Addr {
 	for _, c := range a.candidates {
-		if s, ok := c.mapper.(sourcer); ok {
-			return s.leaves(dst)
+		if r, ok := c.mapper.(sourcer); ok {
+			return r.otherWay(own, dst)
 		}
 	}
 	return netip.Addr{}
-}
-
-func (a *anyMapper) neighbours(x, y netip.Addr) bool {
-	for _, c := range a.candidates {
-		if s, ok := c.mapper.(sourcer); ok {
-			return s.neighbours(x, y)
-		}
-	}
-	return true
 }

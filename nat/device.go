@@ -52,7 +52,7 @@ type tame struct {
 }
 
 func (t *tame) RoundTrip(r *http.Request) (*http.Response, error) {
-	a, err := t.exchange(r)
+	a, err := t.fetch(r)
 	if err != nil {
 		t.err = err
 		return nil, err
@@ -67,11 +67,10 @@ func (t *tame) RoundTrip(r *http.Request) (*http.Response, error) {
 // length is wrong, or is not said and the connection stays open.
 const answerPause = 250 * time.Millisecond
 
-// exchange is one request on a connection of its own: small devices have few to
-// give.
-func (t *tame) exchange(r *http.Request) (httpAnswer, error) {
+// fetch is one request on a connection of its own: small devices have few to give.
+func (t *tame) fetch(r *http.Request) (httpAnswer, error) {
 	ctx := r.Context()
-	port, err := strconv.ParseUint(orPort80(r.URL.Port()), 10, 16)
+	port, err := strconv.ParseUint(r.URL.Port(), 10, 16) // checkLocation has put it there
 	if a, bad := netip.ParseAddr(r.URL.Hostname()); err != nil || bad != nil || a != t.device {
 		return httpAnswer{}, errElsewhere
 	}
@@ -119,13 +118,6 @@ func orContextError(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	return err
-}
-
-func orPort80(port string) string {
-	if port == "" {
-		return "80"
-	}
-	return port
 }
 
 // client is an HTTP client over t that follows no redirects and keeps no cookies.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 
 	"github.com/peerws/peerws/internal/netaddr"
@@ -259,10 +258,5 @@ func explain(err error) Diagnosis {
 // inContainer reports whether this looks like a container, by the files that
 // Docker and Podman put there.
 func inContainer() bool {
-	for _, name := range []string{"/.dockerenv", "/run/.containerenv"} {
-		if _, err := os.Stat(name); err == nil {
-			return true
-		}
-	}
-	return false
+	return exists("/.dockerenv") || exists("/run/.containerenv")
 }

@@ -56,15 +56,9 @@ func (d *dual) gateway6(a netip.Addr) netip.Addr {
 	return links[0].gateway
 }
 
-// leaves and neighbours are about IPv4.
-func (d *dual) leaves(dst netip.Addr) netip.Addr {
-	if s, ok := d.four.(sourcer); ok {
-		return s.leaves(dst)
+func (d *dual) otherWay(own, dst netip.Addr) netip.Addr {
+	if r, ok := d.of(own).(sourcer); ok {
+		return r.otherWay(own, dst)
 	}
 	return netip.Addr{}
-}
-
-func (d *dual) neighbours(a, b netip.Addr) bool {
-	s, ok := d.four.(sourcer)
-	return !ok || s.neighbours(a, b)
 }

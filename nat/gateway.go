@@ -81,7 +81,7 @@ func (h host) links(bound netip.Addr) ([]link, error) {
 	kind := NoNetwork
 	routes, err := h.routes()
 	if err != nil {
-		if gateways = h.guess(); h.leaves(elsewhere).IsValid() {
+		if gateways = h.guess(); h.leaves(netaddr.Elsewhere4).IsValid() {
 			kind = NoGateway
 		}
 	} else {
@@ -91,7 +91,7 @@ func (h host) links(bound netip.Addr) ([]link, error) {
 				gateways = append(gateways, r.gateway)
 			}
 		}
-		if err = errNoRoute; len(gateways) == 0 && h.leaves(elsewhere).IsValid() && !isGlobal(tunnelAddr(routes)) {
+		if err = errNoRoute; len(gateways) == 0 && h.leaves(netaddr.Elsewhere4).IsValid() && !isGlobal(tunnelAddr(routes)) {
 			// There is a way out, with nobody to ask on it: a tunnel, or one by a
 			// rule of its own. A router may be there all the same.
 			if kind, err = NoGateway, errTunnel; len(routes) == 0 {
@@ -114,6 +114,8 @@ func (h host) links(bound netip.Addr) ([]link, error) {
 	return links, nil
 }
 
+// leaves is the address of ours that packets to dst would come from, invalid if there
+// is no way to it.
 func (h host) leaves(dst netip.Addr) netip.Addr {
 	if h.source == nil {
 		return netip.Addr{}
@@ -125,9 +127,17 @@ func (h host) leaves(dst netip.Addr) netip.Addr {
 	return a.Unmap()
 }
 
-func (h host) neighbours(a, b netip.Addr) bool {
+// otherWay is leaves, if it is neither own nor of the same network.
+func (h host) otherWay(own, dst netip.Addr) netip.Addr {
+	out := h.leaves(dst)
+	if out == own || out == dst { // dst is ours, too
+		return netip.Addr{}
+	}
 	prefixes, err := h.subnets()
-	return err == nil && slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) && p.Contains(b) })
+	if err == nil && slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(out) && p.Contains(own) }) {
+		return netip.Addr{}
+	}
+	return out
 }
 
 // link is the link to one gateway for a listener bound to bound.
@@ -239,18 +249,6 @@ func interfaceAddr(r route) netip.Addr {
 		return p.Addr()
 	}
 	return netip.Addr{}
-}
-
-// sourceFor asks the system by connecting a UDP socket, which sends nothing.
-// Unlike a look at the interfaces it follows the routing, VPNs and second
-// addresses included.
-func sourceFor(dst netip.Addr) (netip.Addr, error) {
-	c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, 9)))
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
 }
 
 // localPrefixes lists the IPv4 subnets of all interfaces that are up.

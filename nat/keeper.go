@@ -139,15 +139,22 @@ func (k *keeper) explain(err error) Diagnosis {
 // than the gateway's leads nowhere: the system knows, without a packet.
 func (k *keeper) explainLease(l Lease) Diagnosis {
 	d := diagnoseLease(l)
-	s, ok := k.m.c.Mapper.(sourcer)
-	if !ok || k.six() || d.Code != CodeMapped || l.Via == "static" {
-		return d
-	}
-	own := l.Internal.Addr()
-	if out := s.leaves(l.External.Addr()); out.IsValid() && out != own && out != l.External.Addr() && !s.neighbours(out, own) {
-		return diagnoseOtherWay(l, out)
+	if d.Code == CodeMapped {
+		if out := k.otherWay(l); out.IsValid() {
+			return diagnoseOtherWay(l, out)
+		}
 	}
 	return d
+}
+
+// otherWay is the address of ours that answers to peers of the mapping leave from, if
+// that is by another way, else invalid.
+func (k *keeper) otherWay(l Lease) netip.Addr {
+	r, ok := k.m.c.Mapper.(sourcer)
+	if !ok || k.six() || l.Via == "static" {
+		return netip.Addr{}
+	}
+	return r.otherWay(l.Internal.Addr(), l.External.Addr())
 }
 
 // last is what the keeper has published last.
@@ -227,8 +234,8 @@ func (k *keeper) reassess(ctx context.Context) {
 	if code := s.Diagnosis.Code; code != CodeMapped && code != CodeVPN || len(s.Leases) != 1 {
 		return
 	}
-	if d := k.explainLease(*k.lease); d.Code != s.Diagnosis.Code {
-		s.Diagnosis = d
+	if k.otherWay(*k.lease).IsValid() != (s.Diagnosis.Code == CodeVPN) {
+		s.Diagnosis = k.explainLease(*k.lease)
 		k.m.publish(ctx, k, s)
 	}
 }

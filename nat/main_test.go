@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/peerws/peerws/internal/natlab"
+	"github.com/peerws/peerws/internal/netaddr"
 )
 
 // TestMain fails when a test has left a goroutine behind: a Mapper holds
@@ -60,7 +61,7 @@ func loopbackHost(gateways ...netip.Addr) host {
 			if !dst.IsLoopback() {
 				return netip.Addr{}, errors.New("network is unreachable")
 			}
-			return sourceFor(dst)
+			return netaddr.SourceFor(dst)
 		},
 		prefixes: func() ([]netip.Prefix, error) { return []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8")}, nil },
 		loopback: true,

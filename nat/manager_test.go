@@ -450,13 +450,28 @@ func TestManagerPublic(t *testing.T) {
 // leaving is a gate on a machine that sends to the outside from an address.
 type leaving struct {
 	*gate
-	out  netip.Addr
-	near bool // it is of the gateway's network
+	host host
 }
 
-func (l leaving) leaves(netip.Addr) netip.Addr { return l.out }
+func (l leaving) otherWay(own, dst netip.Addr) netip.Addr { return l.host.otherWay(own, dst) }
 
-func (l leaving) neighbours(netip.Addr, netip.Addr) bool { return l.near }
+// leavingFrom is one that sends from out, which with near is of the gateway's network.
+func leavingFrom(g *gate, out netip.Addr, near bool) leaving {
+	return leaving{g, host{
+		source: func(netip.Addr) (netip.Addr, error) {
+			if !out.IsValid() {
+				return out, errors.New("network is unreachable")
+			}
+			return out, nil
+		},
+		prefixes: func() ([]netip.Prefix, error) {
+			if near {
+				return []netip.Prefix{netip.MustParsePrefix("192.168.1.5/24")}, nil
+			}
+			return []netip.Prefix{netip.MustParsePrefix("192.168.1.5/32"), netip.PrefixFrom(out, 32)}, nil
+		},
+	}}
+}
 
 // A forward whose answers go out by another way leads nowhere, and is not called
 // mapped.
@@ -483,7 +498,7 @@ func TestManagerAnswersElsewhere(t *testing.T) {
 				g := newGate(time.Hour)
 				g.external = netip.MustParseAddr(c.external)
 				out, _ := netip.ParseAddr(c.out)
-				m := NewManager(ManagerConfig{Mapper: leaving{g, out, c.near}, Internal: own})
+				m := NewManager(ManagerConfig{Mapper: leavingFrom(g, out, c.near), Internal: own})
 				defer m.Close()
 				synctest.Wait()
 				if d := m.Status().Diagnosis; d.Code != c.code {
@@ -524,9 +539,9 @@ type wandering struct {
 	out *atomic.Pointer[netip.Addr]
 }
 
-func (w wandering) leaves(netip.Addr) netip.Addr { return *w.out.Load() }
-
-func (wandering) neighbours(netip.Addr, netip.Addr) bool { return false }
+func (w wandering) otherWay(own, dst netip.Addr) netip.Addr {
+	return leavingFrom(w.gate, *w.out.Load(), false).otherWay(own, dst)
+}
 
 // Without a default route everything is settled at once.
 func TestManagerNoNetwork(t *testing.T) {

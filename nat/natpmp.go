@@ -235,9 +235,7 @@ func (n *natPMP) forget() { n.remember(link{}) }
 
 func (n *natPMP) ownAddr(bound netip.Addr) netip.Addr { return n.host.ownAddr(bound) }
 
-func (n *natPMP) leaves(dst netip.Addr) netip.Addr { return n.host.leaves(dst) }
-
-func (n *natPMP) neighbours(a, b netip.Addr) bool { return n.host.neighbours(a, b) }
+func (n *natPMP) otherWay(own, dst netip.Addr) netip.Addr { return n.host.otherWay(own, dst) }
 
 // ask sends q until it is answered, by something other than an error.
 func (n *natPMP) ask(ctx context.Context, l link, waits []time.Duration, q pmpRequest) (pmpResponse, error) {

@@ -3,6 +3,8 @@ package nat
 import (
 	"context"
 	"net/netip"
+
+	"github.com/peerws/peerws/internal/netaddr"
 )
 
 // Options are those of the Mappers of this package. The zero value asks the gateways
@@ -56,7 +58,7 @@ func (o Options) Probe(ctx context.Context, port uint16) (Report, error) {
 
 // hosts are this machine, for IPv4 and for IPv6, with the gateway that was named.
 func (o Options) hosts() (four, six host) {
-	four = host{routes: defaultRoutes, source: sourceFor, prefixes: localPrefixes}
+	four = host{routes: defaultRoutes, source: netaddr.SourceFor, prefixes: localPrefixes}
 	six = systemHost6()
 	g := o.Gateway.Unmap()
 	if !g.IsValid() {

@@ -445,9 +445,7 @@ func (p *pcp) forget() { p.remember(link{}) }
 
 func (p *pcp) ownAddr(bound netip.Addr) netip.Addr { return p.host.ownAddr(bound) }
 
-func (p *pcp) leaves(dst netip.Addr) netip.Addr { return p.host.leaves(dst) }
-
-func (p *pcp) neighbours(a, b netip.Addr) bool { return p.host.neighbours(a, b) }
+func (p *pcp) otherWay(own, dst netip.Addr) netip.Addr { return p.host.otherWay(own, dst) }
 
 func (p *pcp) fail(op string, l link, err error) *Error {
 	return fill(p.Name(), op, l.gateway, Unsupported, 0, err)

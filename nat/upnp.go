@@ -259,40 +259,47 @@ func (u *upnp) addPort(ctx context.Context, s *service, w wanted) (entry, error)
 		return entry{}, err
 	}
 	m, err := u.add(ctx, s, w)
-	if err == nil {
-		if w.prev == nil {
-			sleep(ctx, u.settle)
-		} else if s.trusts() {
-			return m, nil
-		}
-		m, err = u.verify(ctx, s, w, m)
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		w.external = m.external
+	if err != nil {
+		return u.salvage(ctx, s, w, err)
 	}
-	if err == nil {
+	if w.prev == nil {
+		sleep(ctx, u.settle)
+	} else if s.trusts() {
 		return m, nil
 	}
-	if code := codeOf(err); code == 0 && ctx.Err() == nil {
-		// It has made no sense, or got lost. What counts is the table.
-		if e, lost := s.entry(ctx, w.external); lost == nil && e.ours(w.internal, w.description) && !e.disabled {
-			return e, nil
-		}
-		if e, ok := s.elsewhere(ctx, w); ok {
-			return e, nil
-		}
-	} else if code == codeConflict && kindOf(err) == Conflict {
-		// Ours already, left by an earlier life or made in another protocol:
-		// take it over as it is.
-		if e, lost := s.entry(ctx, w.external); lost == nil && e.ours(w.internal, w.description) && !e.disabled {
-			return e, nil
-		}
-		return entry{}, err
-	} else if code != 0 && code != codeNoSuchEntry && ctx.Err() == nil {
-		return entry{}, err // a clear no
+	w.external = m.external
+	if m, err = u.verify(ctx, s, w, m); ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
-	u.undo(ctx, s, w)
+	if err != nil {
+		u.undo(ctx, s, w)
+		return entry{}, err
+	}
+	return m, nil
+}
+
+// salvage sees what has become of a mapping that add failed to get with err. After an
+// answer that made no sense, or got lost, the table counts; and so it does if the
+// port is taken, for it may be ours already: left by an earlier life or made in
+// another protocol, it is taken over as it is. What may have been made and is not to
+// be had is undone.
+func (u *upnp) salvage(ctx context.Context, s *service, w wanted, err error) (entry, error) {
+	code := codeOf(err)
+	unclear := code == 0 && ctx.Err() == nil
+	if unclear || code == codeConflict {
+		e, lost := s.entry(ctx, w.external)
+		if lost == nil && e.ours(w.internal, w.description) && !e.disabled {
+			return e, nil
+		}
+		if unclear && kindOf(lost) != Timeout {
+			if e, ok := s.elsewhere(ctx, w); ok {
+				return e, nil
+			}
+		}
+	}
+	if code == 0 || ctx.Err() != nil && code != codeConflict {
+		u.undo(ctx, s, w)
+	}
 	return entry{}, err
 }
 
@@ -371,7 +378,6 @@ func onlyPermanent(code int) bool {
 // gateways that say yes with a full one, and ones that map another port than they
 // were asked for. Those that cannot tell are believed.
 func (u *upnp) verify(ctx context.Context, s *service, w wanted, m entry) (entry, error) {
-	w.external = m.external
 	e, err := s.entry(ctx, m.external)
 	switch {
 	case codeOf(err) == codeNoSuchEntry:
@@ -382,9 +388,9 @@ func (u *upnp) verify(ctx context.Context, s *service, w wanted, m entry) (entry
 	case err != nil:
 		return m, nil
 	case !e.ours(w.internal, w.description):
-		return m, &Error{Kind: Conflict, Code: codeOtherMechanism, Err: errors.New("the gateway accepted the mapping and has another one there")}
+		return m, &Error{Kind: Conflict, Err: errors.New("the gateway accepted the mapping and has another one there")}
 	case e.disabled:
-		return m, &Error{Kind: Refused, Code: codeNoSuchEntry, Err: errors.New("the gateway keeps the mapping switched off")}
+		return m, &Error{Kind: Refused, Err: errors.New("the gateway keeps the mapping switched off")}
 	}
 	s.mu.Lock()
 	s.trusted = true
@@ -503,9 +509,7 @@ func (u *upnp) forget() {
 
 func (u *upnp) ownAddr(bound netip.Addr) netip.Addr { return u.host.ownAddr(bound) }
 
-func (u *upnp) leaves(dst netip.Addr) netip.Addr { return u.host.leaves(dst) }
-
-func (u *upnp) neighbours(a, b netip.Addr) bool { return u.host.neighbours(a, b) }
+func (u *upnp) otherWay(own, dst netip.Addr) netip.Addr { return u.host.otherWay(own, dst) }
 
 func (u *upnp) fail(op string, gateway netip.Addr, err error) *Error {
 	return fill(u.Name(), op, gateway, NoGateway, 0, err)

@@ -2,7 +2,10 @@
 // whole module.
 package netaddr
 
-import "net/netip"
+import (
+	"net"
+	"net/netip"
+)
 
 // sharedNAT is the range of carrier-grade NATs (RFC 6598).
 var sharedNAT = netip.MustParsePrefix("100.64.0.0/10")
@@ -44,6 +47,26 @@ func IsGlobal(a netip.Addr) bool {
 
 // IsSharedNAT reports whether a is from the range of carrier-grade NATs.
 func IsSharedNAT(a netip.Addr) bool { return sharedNAT.Contains(a.Unmap()) }
+
+// Elsewhere4 and Elsewhere6 stand for any address outside: one that was given up, and
+// its form in IPv6 (RFC 7526). Nothing is sent to them.
+var (
+	Elsewhere4 = netip.MustParseAddr("192.88.99.1")
+	Elsewhere6 = netip.MustParseAddr("2002:c058:6301::")
+)
+
+// SourceFor returns the address of ours that the system would send from to dst. It
+// connects a UDP socket, which sends nothing. Unlike a look at the interfaces it
+// follows the routing, VPNs and second addresses included, and it works where their
+// list may not be read (Android from version 11, sandboxes).
+func SourceFor(dst netip.Addr) (netip.Addr, error) {
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, 9)))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap().WithZone(""), nil
+}
 
 // An Addr6 is an IPv6 address of this machine.
 type Addr6 struct {
