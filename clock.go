@@ -15,7 +15,7 @@ type clock struct {
 	start time.Time
 	round func(now uint32) (found bool) // looks at everything, with no lock held
 
-	mu      sync.Mutex // leaf
+	mu      sync.Mutex // taken under any other lock; nothing is locked under it
 	timer   *time.Timer
 	running bool // the timer is set, or round at work
 	again   bool // wind was called meanwhile
@@ -58,28 +58,25 @@ func (k *clock) now() uint32 {
 	return uint32(time.Since(k.start).Milliseconds())
 }
 
-// startClock gives a socket that belongs to no listener a clock of its own. mu
+// startClockLocked gives a socket that belongs to no listener a clock of its own. mu
 // is held.
-func (c *WebSocket) startClock() {
+func (c *WebSocket) startClockLocked() {
 	k := newClock(c.set, func(now uint32) bool {
-		c.look(now)
+		c.checkTimes(now)
 		return c.ReadyState() != Closed
 	})
 	if k != nil {
-		c.rareLocked().clock = k
+		c.makeRareLocked().clock = k
 		k.wind()
 	}
 }
 
-// clockNow is the time of the clock that watches over the socket.
-func (c *WebSocket) clockNow() uint32 {
+// clockNowLocked is the time of the clock that watches over the socket. mu is held.
+func (c *WebSocket) clockNowLocked() uint32 {
 	if c.owner != nil {
 		return c.owner.clock.now()
 	}
-	c.mu.Lock()
-	k := c.seldom().clock
-	c.mu.Unlock()
-	return k.now()
+	return c.rareLocked().clock.now()
 }
 
 // wind has the clock run. It stops by itself when it finds nothing to look at.
@@ -95,14 +92,14 @@ func (k *clock) wind() {
 	}
 	k.running = true
 	if k.timer == nil {
-		k.timer = time.AfterFunc(k.tick, k.look)
+		k.timer = time.AfterFunc(k.tick, k.run)
 	} else {
 		k.timer.Reset(k.tick)
 	}
 }
 
-// look is one round. There is one at a time.
-func (k *clock) look() {
+// run is one round. There is one at a time.
+func (k *clock) run() {
 	found := k.round(k.now())
 	k.mu.Lock()
 	defer k.mu.Unlock()

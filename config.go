@@ -55,7 +55,7 @@ type ListenConfig struct {
 	// is all that is agreed on, and acme-tls/1 if NextProtos lists it. nil: no TLS.
 	TLSConfig *tls.Config
 
-	// HTTP answers requests that are no upgrade, on the same port. nil: they
+	// HTTP answers requests that are not an upgrade, on the same port. nil: they
 	// get a small 426. Its requests have no time limit of their own once their
 	// head has been read.
 	HTTP http.Handler
@@ -94,8 +94,8 @@ type ListenConfig struct {
 	AllowedHosts []string
 
 	HandshakeTimeout    time.Duration // for the whole opening handshake, TLS included; 0: 10 s
-	MaxHeaderBytes      int           // of a request head; 0: 8 KiB; there is always a limit
-	MaxHandshakes       int           // opening handshakes at a time, further arrivals wait and the oldest silent one gives way; 0: 128
+	MaxHeaderBytes      int           // of a request head; 0 and less: 8 KiB, at least 512; there is always a limit
+	MaxHandshakes       int           // opening handshakes at a time; more wait, up to 16 for each, and who says nothing then gives way, of the busiest address first; 0: 128
 	MaxConnections      int           // sockets at a time, and connections of HTTP; 0: 1024
 	MaxConnectionsPerIP int           // transports at a time from one IPv4 address or IPv6 /64; 0: 64, loopback not counted
 	MaxMessageSize      int64         // bytes over all fragments of a message; 0: 1 MiB
@@ -104,7 +104,10 @@ type ListenConfig struct {
 	WriteTimeout        time.Duration // without the peer taking anything, of the kernel's queue neither (Linux); 0: 30 s
 	PingInterval        time.Duration // silence of the peer before it is pinged, more or less; 0: 25 s
 	PongTimeout         time.Duration // silence after a ping, the peer taking nothing either (Linux), before it is given up; 0: 20 s
-	CloseTimeout        time.Duration // of the closing handshake, anew while the peer takes what lies before our Close frame (Linux); 0: 5 s
+	CloseTimeout        time.Duration // of the closing handshake, anew while the peer takes what lies before our Close frame (Linux) or, 16 times at most, sends; 0: 5 s
+
+	// Compression is permessage-deflate (RFC 7692). The zero value is off.
+	Compression Compression
 
 	// Logger gets what happens: at Info also the requests that are refused, one a
 	// second at most; at Warn each web page that is refused, once, with the option
@@ -140,6 +143,14 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 	if err := checkProtocols(protocols); err != nil {
 		return nil, err
 	}
+	limits := coreLimits{
+		maxMessage:   orDefault(c.MaxMessageSize, defaultMaxMessageSize),
+		maxFragments: fragmentLimit(c.MaxFragments, c.MaxMessageSize),
+	}
+	compress, err := c.Compression.prepare(limits)
+	if err != nil {
+		return nil, err
+	}
 	if err := checkHeader("response header", c.ResponseHeader); err != nil {
 		return nil, err
 	}
@@ -163,10 +174,8 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 	l := &WebSocketListener{
 		machine: thisMachine(),
 		set: &settings{
-			core: coreLimits{
-				maxMessage:   orDefault(c.MaxMessageSize, defaultMaxMessageSize),
-				maxFragments: fragmentLimit(c.MaxFragments, c.MaxMessageSize),
-			},
+			core:             limits,
+			compress:         compress,
 			maxBuffered:      orDefault(c.MaxBufferedAmount, defaultMaxBufferedAmount),
 			handshakeTimeout: orOff(c.HandshakeTimeout, defaultHandshakeTimeout),
 			writeTimeout:     orOff(c.WriteTimeout, defaultWriteTimeout),
@@ -181,25 +190,24 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		policy:       policy,
 		authorize:    c.Authorize,
 		respond:      c.Respond,
-		maxHead:      max(orDefault(c.MaxHeaderBytes, defaultMaxHeaderBytes), 512),
-		maxConns:     orDefault(c.MaxConnections, 1024),
-		maxPerIP:     orDefault(c.MaxConnectionsPerIP, 64),
+		maxHead:      headLimit(c.MaxHeaderBytes),
+		maxConns:     orDefault(c.MaxConnections, defaultMaxConnections),
+		maxPerIP:     orDefault(c.MaxConnectionsPerIP, defaultMaxConnectionsPerIP),
 		loopback:     c.MaxConnectionsPerIP > 0,
 		log:          c.Logger,
-		lingers:      semaphore.NewWeighted(16),
+		lingers:      semaphore.NewWeighted(maxLingers),
 		ready:        make(chan struct{}),
 		closing:      make(chan struct{}),
 		done:         make(chan struct{}),
 		accepting:    make(chan struct{}),
 		arrived:      make(chan struct{}, 1),
-		place:        make(chan struct{}, 1),
 		onConnection: c.OnConnection,
 		verify:       c.Verify,
 		loopDial:     c.loopDial,
 		perIP:        make(map[ipKey]int),
 	}
-	l.clock = newClock(l.set, l.look)
-	l.maxHandshakes = max(orDefault(c.MaxHandshakes, 128), 0)
+	l.clock = newClock(l.set, l.checkTimes)
+	l.maxHandshakes = max(orDefault(c.MaxHandshakes, defaultMaxHandshakes), 0)
 	var header bytes.Buffer
 	c.ResponseHeader.Write(&header)
 	l.header = header.Bytes()
@@ -213,6 +221,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 // filled in. They never change, so all of its sockets share one.
 type settings struct {
 	core             coreLimits
+	compress         *compression  // nil if it is off
 	maxBuffered      int           // payload bytes queued on one socket; negative: no limit
 	handshakeTimeout time.Duration // of the whole opening handshake; 0: none
 	writeTimeout     time.Duration // without progress; 0: none
@@ -237,6 +246,24 @@ const (
 	defaultPongTimeout       = 20 * time.Second
 	defaultMaxHeaderBytes    = 8 << 10
 )
+
+// Defaults and limits of a listener.
+const (
+	defaultMaxConnections      = 1024
+	defaultMaxConnectionsPerIP = 64
+	defaultMaxHandshakes       = 128
+
+	minHeaderBytes = 512 // a smaller MaxHeaderBytes would refuse what every browser sends
+	maxLingers     = 16  // refused peers at a time that are read on, so that they get their answer
+)
+
+// headLimit resolves MaxHeaderBytes. There is always a limit.
+func headLimit(n int) int {
+	if n < 0 {
+		n = 0
+	}
+	return max(orDefault(n, defaultMaxHeaderBytes), minHeaderBytes)
+}
 
 // orDefault resolves a field by the rule of every option: zero is the default,
 // negative is off.

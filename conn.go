@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 )
 
 // ReadyState is the state of a WebSocket, numbered as in the WHATWG standard.
@@ -28,6 +27,17 @@ const (
 	Closing ReadyState = 2
 	// Closed: the transport is gone (§7.1.4). Last state.
 	Closed ReadyState = 3
+)
+
+// A lifeState is a ReadyState, with the end of the transport told apart.
+type lifeState uint32
+
+const (
+	isConnecting lifeState = iota // next: isOpen, isSevered
+	isOpen                        // next: isClosing, isSevered
+	isClosing                     // messages are thrown away, what is queued still leaves; next: isSevered
+	isSevered                     // the transport is being torn down, CLOSING to the program; next: isClosed
+	isClosed                      // last
 )
 
 func (s ReadyState) String() string {
@@ -66,65 +76,51 @@ type WebSocket struct {
 	conn   net.Conn
 	raw    syscall.RawConn // nil on the portable path
 	readFn func(fd uintptr) bool
-	where  string // host and target of the opening request; "" if there was none
+	url    string // as URL returns it
 	ipKey  ipKey  // what the owner counts the connection under
 
-	state   atomic.Uint32 // a ReadyState, moved by setState only
-	aborted atomic.Bool   // the transport is being torn down
-	phase   atomic.Uint32 // counted by beat
-	reader  atomic.Uint32 // who has the read side: readerOwns and its successors; and newHandler
-	pulse   pulse         // owned by the clock
-	slot    int32         // index in owner.sockets, guarded by owner.mu
+	state     atomic.Uint32 // a lifeState, moved by setState only
+	activity  atomic.Uint32 // counted by toggleWaiting
+	reader    atomic.Uint32 // who has the read side: readerOwns and its successors; and newHandler
+	keepalive keepalive     // owned by the clock
+	slot      int32         // index in owner.sockets, guarded by owner.mu
 
 	// Read side: owned by the goroutine of run, which lends it to a Read while it
-	// waits in awaitGate (life.lent).
+	// waits in awaitGate (readerBorrowed).
 	core    core
-	in      *buffer // received bytes, those behind rd.off not parsed; nil if none
+	in      *buffer // received bytes, those behind read.off not parsed; nil if none
 	handler func(*WebSocket, Message)
-	rd      struct {
-		off     int32
-		n       int32   // what the last read returned
-		verdict verdict // what a borrower found, for the reader
-		direct  bool    // the last read went into the core's own buffer
-		last    bool    // the read before filled all it was given (portable path)
-		head    bool    // the opening request's headers are still held
-		corked  bool    // the write side collects
-		ahead   bool    // there is a rare.ahead
+	read    struct {
+		off      int32
+		n        int32    // what the last read returned
+		verdict  verdict  // what a borrower found, for the reader
+		into     readInto // where the last read went
+		headHeld bool     // the opening request's headers are still held
+		corked   bool     // the write side collects
+		ahead    bool     // there is a rare.ahead
 
 		protocol int16 // number of the subprotocol in owner.protocols, from 1, or 0; immutable, here is room
 		err      error
 	}
 
 	// Write side.
-	wmu sync.Mutex // locked before mu where both are needed
-	wr  writer     // guarded by wmu
+	wmu    sync.Mutex // before mu; under it also the transport's own lock
+	writer writer     // guarded by wmu
 
 	// Life.
-	mu sync.Mutex // leaf: nothing is locked under it
-	lf life       // guarded by mu
+	mu   sync.Mutex // under it only the clock's lock and the transport's
+	life life       // guarded by mu
 }
 
 // life is what a socket's events and callbacks need.
 type life struct {
-	head    string // of the opening request, what head.keep has kept, until the first message
-	onClose func(*WebSocket, CloseEvent)
-	x       *rare // nil until needed: rareLocked makes it, seldom reads it
+	requestHead string // of the opening request, what head.keep has kept, until the first message
+	onClose     func(*WebSocket, CloseEvent)
+	rare        *rare // nil until needed: makeRareLocked makes it, rareLocked reads it
 
-	code      StatusCode // of the peer's Close frame
-	initiator Initiator
-	secure    bool  // immutable
-	callbacks bool  // the style is OnMessage's
-	reading   bool  // or Read's
-	gated     bool  // the reader waits with a message at hand, and its side may be borrowed
-	lent      bool  // it is
-	resume    bool  // a borrower wants it to go on
-	fill      bool  // and first of all to get more bytes
-	running   bool  // run has been started and will look at tasks
-	ended     bool  // the last event has been delivered
-	entry     entry // whether OnConnection has the socket
-	caused    bool  // initiator, and rare.cause, say why the socket ended
-	sent      bool  // the kernel has our Close frame
-	received  bool  // the peer's is here
+	closing closing
+	style   style
+	stage   stage
 }
 
 // rare is the part of life that most sockets never need. Guarded by mu.
@@ -133,47 +129,42 @@ type rare struct {
 	onError   func(*WebSocket, error)
 	handler   func(*WebSocket, Message) // set while the reader runs: it will take it
 	tasks     []func()                  // callbacks set after their event, for the reader to run
-	lateRun   bool                      // a goroutine runs tasks after the end
 	doneCh    chan struct{}
-	shaken    chan struct{} // closed once the closing handshake is complete, or cannot be any more
 	calls     *calls
 	ahead     *ahead         // what has been read ahead, nil if nothing: part of the read side
 	pings     []*waitingPing // not answered yet, the oldest first
 	pingID    uint64
-	parsed    *http.Request // the opening request, until the first message, or for good once asked for
-	asked     bool
+	parsed    *http.Request      // the opening request, until the first message
+	request   *http.Request      // for good, since the program has asked for it
 	context   context.Context    // of the opening request whose headers are gone; nil: the background
 	protocol  string             // of a dialled socket
-	heads     string             // of a dialled socket: its request and the answer
+	dialHeads string             // of a dialled socket: its request and the answer
 	clock     *clock             // of a dialled socket
 	cancel    context.CancelFunc // of a dial that is going on
-	readUntil time.Time          // the reader's own deadline: writing has failed
 	woken     bool               // by wakeLocked
-	odd       bool               // a time-out that was none of ours has been seen
-	// What the peer had acknowledged when it was looked at last, 0: not looked.
-	pingAcked, closeAcked uint64
-	returned              chan struct{} // closed when OnConnection has returned, while entry is entryHeld
-	cause                 error
-	reason                string // of the peer's Close frame
+	strays    int                // time-outs that were none of ours
+	pingSaw   traffic            // before a ping was sent, or later; zero: not looked
+	returned  chan struct{}      // closed when OnConnection has returned, while the stage is stageHeld
+	ending
 }
 
-// noneRare stands for a rare that was never made. Nobody writes to it.
-var noneRare rare
+// emptyRare stands for a rare that was never made. Nobody writes to it.
+var emptyRare rare
 
-// seldom returns the rare part for reading. mu is held.
-func (c *WebSocket) seldom() *rare {
-	if c.lf.x == nil {
-		return &noneRare
-	}
-	return c.lf.x
-}
-
-// rareLocked returns the rare part for writing. mu is held.
+// rareLocked returns the rare part for reading. mu is held.
 func (c *WebSocket) rareLocked() *rare {
-	if c.lf.x == nil {
-		c.lf.x = new(rare)
+	if c.life.rare == nil {
+		return &emptyRare
 	}
-	return c.lf.x
+	return c.life.rare
+}
+
+// makeRareLocked returns the rare part for writing. mu is held.
+func (c *WebSocket) makeRareLocked() *rare {
+	if c.life.rare == nil {
+		c.life.rare = new(rare)
+	}
+	return c.life.rare
 }
 
 // newOpenWebSocket makes an OPEN socket of a connection whose opening handshake
@@ -186,7 +177,10 @@ func newOpenWebSocket(set *settings, conn net.Conn, client bool, early *buffer) 
 
 func (c *WebSocket) open(conn net.Conn, client bool, early *buffer) {
 	c.conn = conn
-	c.core = core{client: client, limits: &c.set.core}
+	c.core.client = client
+	if c.core.limits == nil { // else as the handshake has agreed
+		c.core.limits = &c.set.core
+	}
 	c.in = early
 	if !c.set.portable {
 		c.raw = rawConn(conn)
@@ -195,44 +189,62 @@ func (c *WebSocket) open(conn net.Conn, client bool, early *buffer) {
 		c.readFn = c.readable
 	}
 	if c.owner == nil {
-		c.startClock()
+		c.startClockLocked()
 	}
-	c.setState(Open)
+	c.setState(isOpen)
 }
 
-// entry tells whether the program's OnConnection has the socket. Its goroutine,
-// which reads, is started when that has returned, or before, if the program reads
-// in it or stays in it: then it keeps messages and callbacks back.
-type entry uint8
+// A style is how the program reads. The first call decides it.
+type style uint8
 
 const (
-	// entryNone: OnConnection has returned, or there is none. Next: entryOffered.
-	entryNone entry = iota
-	// entryOffered: OnConnection runs, nobody reads yet. Next: entryHeld, or
-	// entryNone when it returns.
-	entryOffered
-	// entryHeld: OnConnection runs, and the reader too. Messages go to a Read
-	// only, and no other callback runs. Next: entryNone.
-	entryHeld
+	styleNone      style = iota // messages wait; next: styleCallbacks, styleCalls
+	styleCallbacks              // OnMessage: last
+	styleCalls                  // Read, Messages, NextReader, NetConn: last
+)
+
+// A stage is how far a socket's own goroutine is, which reads and runs callbacks. It
+// is started when OnConnection has returned, or before, if the program reads in it or
+// stays in it: then it keeps messages and callbacks back.
+type stage uint8
+
+const (
+	// 0: nothing runs. Next: stageOffered, stageRunning, stageEnded if it
+	// never opens.
+	_ stage = iota
+	// stageOffered: OnConnection runs, nobody reads yet. Next: stageHeld, or
+	// stageRunning after OnConnection has returned.
+	stageOffered
+	// stageHeld: OnConnection runs, and the reader too. Messages go to a Read
+	// only, and no other callback runs. Next: stageRunning.
+	stageHeld
+	// stageRunning: callbacks run as their events come. Next: stageEnded.
+	stageRunning
+	// stageEnded: the last event has been delivered, no goroutine is left. Next:
+	// stageLate.
+	stageEnded
+	// stageLate: a goroutine runs callbacks that were set after the end. Next:
+	// stageEnded.
+	stageLate
 )
 
 // offer runs f, an OnConnection, and then the socket. The goroutine is f's.
 func (c *WebSocket) offer(f func(*WebSocket)) {
 	c.mu.Lock()
-	c.lf.entry = entryOffered
+	c.life.stage = stageOffered
 	c.mu.Unlock()
 	f(c)
 	c.mu.Lock()
-	held := c.lf.entry == entryHeld
-	c.lf.entry = entryNone
+	held := c.life.stage == stageHeld
+	c.life.stage = stageRunning
 	if held {
-		x := c.lf.x
+		x := c.life.rare
 		close(x.returned)
 		if x.handler != nil {
 			c.reader.Or(newHandler)
 		}
 		c.openGateLocked()
-		if x.tasks != nil && !c.aborted.Load() {
+		if x.tasks != nil && !c.severed() {
 			c.wakeLocked(past)
 		}
 	}
@@ -245,14 +257,13 @@ func (c *WebSocket) offer(f func(*WebSocket)) {
 // beginHeldLocked starts the reader of a socket that OnConnection still has. mu
 // is held.
 func (c *WebSocket) beginHeldLocked() {
-	if c.lf.entry != entryOffered {
+	if c.life.stage != stageOffered {
 		return
 	}
-	c.lf.entry = entryHeld
-	x := c.rareLocked()
+	c.life.stage = stageHeld
+	x := c.makeRareLocked()
 	x.returned = make(chan struct{})
 	x.handler, c.handler = c.handler, nil
-	c.lf.running = true
 	c.begin()
 }
 
@@ -261,9 +272,9 @@ func (c *WebSocket) begin() {
 	go newStarter(c).run()
 }
 
-// startWriter starts the writer goroutine. wmu is held.
-func (c *WebSocket) startWriter() {
-	c.wr.running = true
+// startWriterLocked starts the writer goroutine. wmu is held.
+func (c *WebSocket) startWriterLocked() {
+	c.writer.running = true
 	go newStarter(c).write()
 }
 
@@ -295,10 +306,10 @@ func (s *starter) take() *WebSocket {
 }
 
 // setState moves the state forward to s and reports whether that was a move.
-func (c *WebSocket) setState(s ReadyState) bool {
+func (c *WebSocket) setState(s lifeState) bool {
 	for {
 		old := c.state.Load()
-		if ReadyState(old) >= s {
+		if lifeState(old) >= s {
 			return false
 		}
 		if c.state.CompareAndSwap(old, uint32(s)) {
@@ -309,20 +320,31 @@ func (c *WebSocket) setState(s ReadyState) bool {
 
 // ReadyState returns the state. It is a snapshot: by the time it is looked at
 // the socket may have moved on, but never back.
-func (c *WebSocket) ReadyState() ReadyState { return ReadyState(c.state.Load()) }
+func (c *WebSocket) ReadyState() ReadyState {
+	s := lifeState(c.state.Load())
+	if s >= isSevered {
+		s--
+	}
+	return ReadyState(s)
+}
+
+// severed reports whether the transport is being torn down, or is gone.
+func (c *WebSocket) severed() bool { return lifeState(c.state.Load()) >= isSevered }
 
 // URL returns the address of the listening side in its serialised form, such
 // as "ws://192.168.1.5:9000/". On the accepted side it is put together from
 // what the peer asked for (its Host header and request target), so it is the
 // peer's claim.
-func (c *WebSocket) URL() string {
-	switch {
-	case c.where == "":
-		return ""
-	case c.lf.secure:
-		return "wss://" + c.where
-	}
-	return "ws://" + c.where
+func (c *WebSocket) URL() string { return c.url }
+
+// secure reports whether there is TLS, as far as the opening request knows.
+func (c *WebSocket) secure() bool { return strings.HasPrefix(c.url, "wss:") }
+
+// hostAndTarget are those of the opening request, "" if there was none.
+func (c *WebSocket) hostAndTarget() (host, target string) {
+	_, rest, _ := strings.Cut(c.url, "://")
+	slash := max(strings.IndexByte(rest, '/'), 0)
+	return rest[:slash], rest[slash:]
 }
 
 // Protocol returns the subprotocol agreed on, "" if none.
@@ -330,16 +352,21 @@ func (c *WebSocket) Protocol() string {
 	switch {
 	case c.ReadyState() == Connecting:
 		return ""
-	case c.rd.protocol > 0:
-		return c.owner.protocols[c.rd.protocol-1]
+	case c.read.protocol > 0:
+		return c.owner.protocols[c.read.protocol-1]
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.seldom().protocol
+	return c.rareLocked().protocol
 }
 
 // Extensions returns the extensions in use, as in Sec-WebSocket-Extensions.
-func (c *WebSocket) Extensions() string { return "" }
+func (c *WebSocket) Extensions() string {
+	if c.ReadyState() != Connecting && c.core.limits != nil && c.core.limits.deflate != nil {
+		return c.core.limits.deflate.extension
+	}
+	return ""
+}
 
 // LocalAddr returns our end of the transport, nil before OPEN.
 func (c *WebSocket) LocalAddr() net.Addr {
@@ -379,25 +406,26 @@ func (c *WebSocket) Request() *http.Request {
 
 // requestLocked is the opening request as it is known now. mu is held.
 func (c *WebSocket) requestLocked(remote string) *http.Request {
-	slash := max(strings.IndexByte(c.where, '/'), 0)
-	host, target := c.where[:slash], c.where[slash:]
-	if c.lf.head != "" {
-		c.rareLocked().parsed = readRequest(host, target, c.lf.head, remote, tlsState(c.conn))
-		c.lf.head = ""
+	host, target := c.hostAndTarget()
+	if c.life.requestHead != "" {
+		c.makeRareLocked().parsed = readRequest(host, target, c.life.requestHead, remote, tlsState(c.conn))
+		c.life.requestHead = ""
 	}
-	if x := c.seldom(); x.heads != "" {
-		x.parsed = dialledRequest(x.heads, host, target, remote, tlsState(c.conn))
-		x.heads = ""
+	if x := c.rareLocked(); x.dialHeads != "" {
+		x.parsed = dialledRequest(x.dialHeads, host, target, remote, tlsState(c.conn))
+		x.dialHeads = ""
 	}
-	if x := c.seldom(); x.parsed != nil {
-		x.asked = true
-		return x.parsed
+	if x := c.rareLocked(); x.parsed != nil {
+		x.request, x.parsed = x.parsed, nil
 	}
-	if c.where == "" {
+	if x := c.rareLocked(); x.request != nil {
+		return x.request
+	}
+	if c.url == "" {
 		return &http.Request{Method: http.MethodGet, Header: http.Header{}, RemoteAddr: remote}
 	}
 	r := bareRequest(host, target, remote, tlsState(c.conn))
-	if x := c.seldom(); x.context != nil {
+	if x := c.rareLocked(); x.context != nil {
 		r = r.WithContext(x.context)
 	}
 	return r
@@ -406,10 +434,10 @@ func (c *WebSocket) requestLocked(remote string) *http.Request {
 // dropHead lets the opening request's headers go, unless the program has asked
 // for them. The reader calls it.
 func (c *WebSocket) dropHead() {
-	c.rd.head = false
+	c.read.headHeld = false
 	c.mu.Lock()
-	c.lf.head = ""
-	if x := c.lf.x; x != nil && x.parsed != nil && !x.asked {
+	c.life.requestHead = ""
+	if x := c.life.rare; x != nil && x.parsed != nil {
 		if ctx := x.parsed.Context(); ctx != context.Background() { // the program's
 			x.context = ctx
 		}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"runtime"
 	"time"
 )
 
@@ -22,17 +21,6 @@ const (
 	aheadEvery = 5 * time.Second // at most, and a quarter of PongTimeout
 )
 
-// Who has the read side while a callback runs: the lower bits of WebSocket.reader. A
-// reader that waits for somebody who wants a message lends it as it does to a Read.
-const (
-	readerOwns    uint32 = iota // next: readerAway
-	readerAway                  // in a callback; next: readerOwns, readerWatched
-	readerWatched               // the clock has it for a moment; next: readerAway
-
-	readerMask uint32 = 3
-	newHandler uint32 = 4 // beside them: rare.handler is to replace handler
-)
-
 // An ahead is what has been read ahead. It is part of the read side.
 type ahead struct {
 	buf   *buffer // behind what c.in holds; nil if nothing
@@ -40,43 +28,14 @@ type ahead struct {
 	pongs int     // pings in what has not been parsed that have been answered
 }
 
-// goAway and comeBack enclose a callback on the reader's goroutine.
-func (c *WebSocket) goAway() { c.reader.Add(readerAway - readerOwns) }
-
-func (c *WebSocket) comeBack() {
-	if !c.reader.CompareAndSwap(readerAway, readerOwns) {
-		c.awaitWatch()
-	}
-}
-
-// awaitWatch is comeBack beside newHandler, and waits for the clock, which waits for
-// nothing.
-func (c *WebSocket) awaitWatch() {
-	for {
-		v := c.reader.Load()
-		if v&readerMask == readerAway && c.reader.CompareAndSwap(v, v-readerAway+readerOwns) {
-			return
-		}
-		runtime.Gosched()
-	}
-}
-
-// seizeReader takes the read side of a reader that is away, until releaseReader.
-func (c *WebSocket) seizeReader() bool {
-	v := c.reader.Load()
-	return v&readerMask == readerAway && c.reader.CompareAndSwap(v, v-readerAway+readerWatched)
-}
-
-func (c *WebSocket) releaseReader() { c.reader.Add(^(readerWatched - readerAway) + 1) }
-
-// lookAway looks after a socket whose reader has been away since the clock's last
+// checkAway looks after a socket whose reader has been away since the clock's last
 // look, and reports whether it is one. The keepalive of ours stands still then.
-func (c *WebSocket) lookAway(now uint32) bool {
-	p := &c.pulse
-	phase := c.phase.Load()
-	if phase != p.phase || phase&1 != 0 || p.wait == 0 && c.set.pingInterval > 0 {
+func (c *WebSocket) checkAway(now uint32) bool {
+	p := &c.keepalive
+	activity := c.activity.Load()
+	if activity != p.activity || activity&1 != 0 || p.wait == 0 && c.set.pingInterval > 0 {
 		if c.set.pingInterval <= 0 { // else lookOpen does it
-			p.phase, p.since = phase, now
+			p.activity, p.since = activity, now
 		}
 		return false
 	}
@@ -89,20 +48,20 @@ func (c *WebSocket) lookAway(now uint32) bool {
 	}
 	if now-p.since >= millis(every) {
 		p.since = now
-		c.lookAhead()
+		c.tryReadAhead()
 	}
 	return true
 }
 
-// lookAhead borrows the read side, if it is to be had, and reads ahead.
-func (c *WebSocket) lookAhead() {
+// tryReadAhead borrows the read side, if it is to be had, and reads ahead.
+func (c *WebSocket) tryReadAhead() {
 	if c.seizeReader() {
 		c.readAhead()
 		c.releaseReader()
 		return
 	}
 	c.mu.Lock()
-	if !c.lf.gated || c.lf.resume || c.lf.lent {
+	if c.readSide() != readerGated {
 		c.mu.Unlock()
 		return
 	}
@@ -113,11 +72,11 @@ func (c *WebSocket) lookAhead() {
 		c.mu.Unlock()
 		return
 	}
-	c.lf.lent = true
+	c.setReadSideLocked(readerBorrowed)
 	c.mu.Unlock()
 	c.readAhead()
 	c.mu.Lock()
-	c.lf.lent = false
+	c.setReadSideLocked(readerGated)
 	c.openGateLocked()
 	c.mu.Unlock()
 	k.endTurn()
@@ -126,7 +85,7 @@ func (c *WebSocket) lookAhead() {
 // readAhead takes what has come and answers the newest ping in it. The read side is
 // the caller's.
 func (c *WebSocket) readAhead() {
-	if c.aborted.Load() || c.ReadyState() != Open {
+	if c.severed() || c.ReadyState() != Open {
 		return
 	}
 	a := c.aheadOf()
@@ -144,7 +103,7 @@ func (c *WebSocket) readAhead() {
 	}
 	var rest []byte
 	if c.in != nil {
-		rest = c.in.b[c.rd.off:]
+		rest = c.in.b[c.read.off:]
 	}
 	pings, newest := c.core.pingsIn(rest, a.buf.bytes())
 	if pings > a.pongs {
@@ -155,17 +114,17 @@ func (c *WebSocket) readAhead() {
 		a = nil
 	}
 	c.mu.Lock()
-	if a != nil || c.seldom().ahead != nil {
-		c.rareLocked().ahead = a
+	if a != nil || c.rareLocked().ahead != nil {
+		c.makeRareLocked().ahead = a
 	}
 	c.mu.Unlock()
-	c.rd.ahead = a != nil
+	c.read.ahead = a != nil
 }
 
 func (c *WebSocket) aheadOf() *ahead {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.seldom().ahead
+	return c.rareLocked().ahead
 }
 
 // readNow reads what is there, without waiting; nothing is 0, nil.
@@ -187,7 +146,7 @@ func (c *WebSocket) readNow(p []byte) (n int, err error) {
 		if !f.full() {
 			return 0, nil
 		}
-	case napOf(c.conn) == nil:
+	case readWaitOf(c.conn) == nil:
 		s := steadyOf(c.conn)
 		if s == nil || f == nil {
 			return 0, nil // there is no way but to wait
@@ -207,7 +166,7 @@ func (c *WebSocket) takeAhead() (verdict, bool) {
 	a := c.aheadOf()
 	if b := a.buf; b != nil {
 		a.buf = nil
-		c.rd.direct = false
+		c.read.into = intoBlock
 		if c.in.len() == 0 {
 			c.in.free()
 			c.in, b = b, nil
@@ -216,7 +175,7 @@ func (c *WebSocket) takeAhead() (verdict, bool) {
 			c.in.b = append(c.in.b, b.b...)
 		}
 		b.free()
-		c.rd.ahead = a.pongs > 0 || a.err != nil
+		c.read.ahead = a.pongs > 0 || a.err != nil
 		return vMore, true
 	}
 	if a.err != nil {
@@ -232,7 +191,7 @@ func (c *WebSocket) answeredAhead() bool {
 		return false
 	}
 	a.pongs--
-	c.rd.ahead = a.pongs > 0 || a.buf != nil || a.err != nil
+	c.read.ahead = a.pongs > 0 || a.buf != nil || a.err != nil
 	return true
 }
 

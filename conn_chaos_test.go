@@ -170,7 +170,7 @@ func (e *chaosEnd) send(rng *rand.Rand, sender string, inCallback bool) {
 	case 1:
 		err = e.c.SendBinary(b)
 	case 2:
-		err = e.c.Write(ctx, Message{typ, b})
+		err = e.c.Write(ctx, Message{Type: typ, Data: b})
 	case 3:
 		var w io.WriteCloser
 		if w, err = e.c.NextWriter(ctx, typ); err != nil {
@@ -183,7 +183,7 @@ func (e *chaosEnd) send(rng *rand.Rand, sender string, inCallback bool) {
 		_, e2 := w.Write(b[k:])
 		err = errors.Join(e1, e2, w.Close())
 	default:
-		err = e.c.Send(Message{typ, b})
+		err = e.c.Send(Message{Type: typ, Data: b})
 	}
 	for i := range b { // it is not kept
 		b[i] = '?'
@@ -465,7 +465,7 @@ func chaosRound(t *testing.T, seed uint64, ops int, pair func(t testing.TB, set 
 			t.Errorf("OnClose ran %d times", e.closed.Load())
 		}
 		c := e.c
-		if c.in != nil || c.wr.out != nil || c.wr.held() != nil || c.wr.cork != nil || c.wr.running || c.core.part != nil {
+		if c.in != nil || c.writer.out != nil || c.writer.heldLocked() != nil || c.writer.cork != nil || c.writer.running || c.core.part != nil {
 			t.Error("memory or a writer is left")
 		}
 		if err := c.SendText("late"); !errors.Is(err, net.ErrClosed) {

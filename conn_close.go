@@ -10,6 +10,74 @@ import (
 
 // Closing: RFC 6455 §7 and the event rules of the WHATWG standard. Whatever
 // happens first is the cause and stays it.
+//
+//	what happens            Initiator  what is sent           what comes next
+//	Close, CloseWith        Local      Close, behind the      messages are thrown away, until the
+//	                                   queue                  peer's Close or CloseTimeout
+//	Shutdown, goodbye       Local      Close 1001             the same
+//	the peer's Close        Peer       its code and reason    finish, when ours is out
+//	a broken rule, a limit  Limit      Close with the code    finish, when ours is out
+//	reading fails           Network    nothing                finish
+//	writing fails           Network    nothing                what has come can be read for CloseTimeout
+//	a time-out              Timeout    nothing                the transport is severed, then finish
+//	Abort                   Local      nothing                the same
+//
+// finish takes the transport and the memory away, end runs the last callbacks.
+
+// A closing is what is known of the end of a socket: guarded by WebSocket.mu, like
+// the ending. That no frame may be sent any more is writer.mode's, under wmu.
+type closing struct {
+	by    uint32     // the clock's time at which the handshake must be over, 0: none yet
+	code  StatusCode // of the peer's Close frame
+	first uint8      // 1 + the Initiator whose act came first, 0: nobody's yet
+	step  closeStep
+}
+
+// An ending is the part of closing that few sockets need.
+type ending struct {
+	cause     error
+	reason    string        // of the peer's Close frame
+	shaken    chan struct{} // closed once the closing handshake is complete, or cannot be any more
+	readUntil time.Time     // the reader's own deadline: writing has failed
+	readFor   time.Duration // how far that is ahead whenever it is set
+	saw       traffic       // when the handshake began, or later; zero: not looked
+}
+
+// A closeStep is which Close frames have passed (§7.1.2 to §7.1.4).
+type closeStep uint8
+
+const (
+	closeNone     closeStep = iota
+	closeSent               // the kernel has ours
+	closeReceived           // the peer's is here
+	closeComplete           // both
+)
+
+// The events of nextCloseStep.
+const (
+	weClosed = iota
+	theyClosed
+)
+
+var nextCloseStep = [...][2]closeStep{
+	closeNone:     {weClosed: closeSent, theyClosed: closeReceived},
+	closeSent:     {weClosed: closeSent, theyClosed: closeComplete},
+	closeReceived: {weClosed: closeComplete, theyClosed: closeReceived},
+	closeComplete: {weClosed: closeComplete, theyClosed: closeComplete},
+}
+
+// received reports whether the peer's Close frame is here.
+func (s closeStep) received() bool { return s == closeReceived || s == closeComplete }
+
+// initiator is whose act came first; Local as long as nobody's has.
+func (x *closing) initiator() Initiator { return Initiator(max(x.first, 1) - 1) }
+
+// stepLocked moves the handshake on. mu is held.
+func (c *WebSocket) stepLocked(event int) {
+	x := &c.life.closing
+	x.step = nextCloseStep[x.step][event]
+	c.shakenLocked()
+}
 
 const maxReason = maxControlSize - 2
 
@@ -130,12 +198,12 @@ func (c *WebSocket) fail(err error) {
 // peerClose takes the peer's Close frame and answers it. The reader calls it.
 func (c *WebSocket) peerClose(code StatusCode, reason string) {
 	c.mu.Lock()
-	c.lf.received, c.lf.code = true, code
+	c.life.closing.code = code
 	if reason != "" {
-		c.rareLocked().reason = reason
+		c.makeRareLocked().reason = reason
 	}
 	c.closingLocked(InitiatorPeer, nil)
-	c.shakenLocked()
+	c.stepLocked(theyClosed)
 	c.mu.Unlock()
 	if code == StatusNoStatusReceived {
 		code = 0
@@ -143,38 +211,54 @@ func (c *WebSocket) peerClose(code StatusCode, reason string) {
 	c.sendClose(code, reason) // §5.5.1: echo the code; browsers and others expect the reason too
 }
 
-// closeSent starts the time of the closing handshake: the kernel has our Close
+// closeSentLocked starts the time of the closing handshake: the kernel has our Close
 // frame. wmu is held.
-func (c *WebSocket) closeSent() {
+func (c *WebSocket) closeSentLocked() {
 	c.mu.Lock()
-	c.lf.sent = true
-	c.shakenLocked()
+	c.stepLocked(weClosed)
+	c.closeByLocked()
 	c.mu.Unlock()
-	c.closeBy()
 }
 
 // awaitShaken waits until the closing handshake is complete, or cannot be any
-// more, or until over. It does not wait for callbacks, so one that goes on, or
-// that calls it, does not hold it up where the reading goes on meanwhile.
-func (c *WebSocket) awaitShaken(over <-chan time.Time) {
+// more, or the peer has taken and sent nothing for CloseTimeout. It does not wait
+// for callbacks, so one that goes on, or that calls it, does not hold it up where
+// the reading goes on meanwhile.
+func (c *WebSocket) awaitShaken() {
 	c.mu.Lock()
-	x := c.rareLocked()
+	x := c.makeRareLocked()
 	if x.shaken == nil {
 		x.shaken = make(chan struct{})
 		c.shakenLocked()
 	}
 	ch := x.shaken
 	c.mu.Unlock()
-	select {
-	case <-ch:
-	case <-over:
+	var over <-chan time.Time
+	var timer *time.Timer
+	if d := c.set.closeTimeout; d > 0 {
+		timer = time.NewTimer(d)
+		defer timer.Stop()
+		over = timer.C
+	}
+	for before := c.progress(); ; {
+		select {
+		case <-ch:
+			return
+		case <-over:
+		}
+		now := c.progress()
+		if now == before {
+			return
+		}
+		before = now
+		timer.Reset(c.set.closeTimeout)
 	}
 }
 
 // shakenLocked wakes awaitShaken if its time has come. mu is held.
 func (c *WebSocket) shakenLocked() {
-	ch := c.seldom().shaken
-	if ch == nil || !(c.lf.sent && c.lf.received || c.aborted.Load() || c.ReadyState() == Closed) {
+	ch := c.rareLocked().shaken
+	if ch == nil || c.life.closing.step != closeComplete && !c.severed() {
 		return
 	}
 	select {
@@ -184,11 +268,29 @@ func (c *WebSocket) shakenLocked() {
 	}
 }
 
-// closeBy gives the peer CloseTimeout from now on, if it has not got it already.
-// The clock watches. wmu is held.
-func (c *WebSocket) closeBy() {
-	if d := c.set.closeTimeout; d > 0 && c.wr.closeBy == 0 {
-		c.wr.closeBy = max(c.clockNow()+millis(d), 1)
+// closeByLocked gives the peer CloseTimeout from now on, if it has not got it
+// already. The clock watches. mu is held.
+func (c *WebSocket) closeByLocked() {
+	if d, x := c.set.closeTimeout, &c.life.closing; d > 0 && x.by == 0 {
+		x.by = max(c.clockNowLocked()+millis(d), 1)
+	}
+}
+
+// checkClosing has a closing handshake end that takes too long. The clock calls it.
+func (c *WebSocket) checkClosing(now uint32) {
+	c.mu.Lock()
+	by := c.life.closing.by
+	c.mu.Unlock()
+	switch {
+	case by == 0 || c.severed():
+	case before(now, by):
+		c.noteClosing(now)
+	case c.aliveSinceClose(now):
+		c.mu.Lock()
+		c.life.closing.by = max(now+millis(c.set.closeTimeout), 1)
+		c.mu.Unlock()
+	default:
+		c.abort(InitiatorTimeout, errCloseTimeout)
 	}
 }
 
@@ -199,23 +301,59 @@ func (c *WebSocket) abort(by Initiator, cause error) {
 	if c.ReadyState() == Closed {
 		return
 	}
-	if by == InitiatorTimeout && c.lf.caused && c.seldom().cause == nil && !c.lf.received {
-		c.rareLocked().cause = cause // an ordinary close that the peer did not answer
+	if x := &c.life.closing; by == InitiatorTimeout && x.first != 0 && c.rareLocked().cause == nil && !x.step.received() {
+		c.makeRareLocked().cause = cause // an ordinary close that the peer did not answer
 	}
-	c.aborted.Store(true)
+	c.setState(isSevered)
 	c.closingLocked(by, cause)
 	c.shakenLocked()
 	if c.conn == nil { // it is connecting
-		c.lf.x.cancel()
+		c.life.rare.cancel()
 		return
 	}
 	sever(c.conn)
 }
 
+// readForLocked has the socket end when patience is over, whether or not the
+// program has read what has come until then; but see readOnLocked. mu is held.
+func (c *WebSocket) readForLocked(patience time.Duration) {
+	x := c.makeRareLocked()
+	if !x.readUntil.IsZero() && !time.Now().Add(patience).Before(x.readUntil) {
+		return
+	}
+	x.readUntil, x.readFor = time.Now().Add(patience), patience
+	if x.calls != nil {
+		x.calls.took = false
+	}
+	// The reader may be waiting for a program that reads no more.
+	time.AfterFunc(patience, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.openGateLocked()
+	})
+	if !c.severed() && x.tasks == nil { // tasks have woken the reader, which will set it
+		c.wakeLocked(x.readUntil)
+	}
+}
+
+// readOnLocked gives the program more time to read what has come, and reports
+// whether it did: the program goes on reading, and the peer can send nothing more,
+// so that there is an end to it. The reader calls it when its time is over; mu is
+// held.
+func (c *WebSocket) readOnLocked() bool {
+	if broken, ended := c.hungUp(); !broken && !ended {
+		return false
+	}
+	x := c.life.rare
+	x.readUntil = time.Time{}
+	c.readForLocked(x.readFor)
+	return true
+}
+
 // closingLocked makes the socket CLOSING, wakes who must know, and reports
 // whether it was not before. mu is held.
 func (c *WebSocket) closingLocked(by Initiator, cause error) bool {
-	moved := c.setState(Closing)
+	moved := c.setState(isClosing)
 	c.becauseLocked(by, cause)
 	c.openGateLocked() // messages are thrown away now
 	c.wakeReadLocked()
@@ -230,24 +368,25 @@ func (c *WebSocket) because(by Initiator, cause error) {
 }
 
 func (c *WebSocket) becauseLocked(by Initiator, cause error) {
-	if !c.lf.caused {
-		c.lf.caused, c.lf.initiator = true, by
+	if x := &c.life.closing; x.first == 0 {
+		x.first = uint8(by) + 1
 		if cause != nil {
-			c.rareLocked().cause = cause
+			c.makeRareLocked().cause = cause
 		}
 	}
 }
 
 // eventLocked is the CloseEvent as far as it is known. mu is held.
 func (c *WebSocket) eventLocked() CloseEvent {
+	x := &c.life.closing
 	ev := CloseEvent{
 		Code:      StatusAbnormalClosure,
-		WasClean:  c.lf.sent && c.lf.received,
-		Initiator: c.lf.initiator,
-		Err:       c.seldom().cause,
+		WasClean:  x.step == closeComplete,
+		Initiator: x.initiator(),
+		Err:       c.rareLocked().cause,
 	}
-	if c.lf.received {
-		ev.Code, ev.Reason = c.lf.code, c.seldom().reason
+	if x.step.received() {
+		ev.Code, ev.Reason = x.code, c.rareLocked().reason
 	}
 	return ev
 }
@@ -272,30 +411,13 @@ func (c *WebSocket) closedErr(op string) error {
 func (c *WebSocket) finish(v verdict) {
 	if v == vClosing {
 		c.awaitWritten()
-		c.mu.Lock()
-		listening, received := !c.core.client, c.lf.received
-		answered := received && c.lf.initiator == InitiatorLocal // the peer has our Close frame already
-		c.mu.Unlock()
-		// The listening side ends the transport first (§7.1.1), and so does
-		// whoever has failed the connection. Closing with unread bytes would
-		// reset it, and our Close frame could be lost with that: so we wait for
-		// the peer's end, unless it has answered, or would wait for ours.
-		switch {
-		case c.aborted.Load():
-		case listening || !received:
-			answered = !closeWrite(c.conn) && received || answered
-		default:
-			closeNotify(c.conn)
-		}
-		if !listening || !answered {
-			c.drain()
-		}
+		c.endTransport()
 	}
 	c.wmu.Lock()
-	c.wr.shut = true
+	c.writer.mode = writeShut
 	c.mu.Lock()
-	c.aborted.Store(true) // no deadline of the writer's any more
-	if c.wr.running {
+	c.setState(isSevered) // no deadline of the writer's any more
+	if c.writer.running {
 		c.conn.SetWriteDeadline(past)
 	}
 	c.mu.Unlock()
@@ -308,13 +430,40 @@ func (c *WebSocket) finish(v verdict) {
 	c.in = nil
 	c.dropAhead()
 	c.wmu.Lock()
-	c.wr.out.free()
-	c.wr.out = nil
-	c.wr.dropHeld()
-	c.takeCork().free()
+	c.writer.out.free()
+	c.writer.out = nil
+	c.writer.dropHeldLocked()
+	c.takeCorkLocked().free()
 	c.roomLocked()
 	c.wmu.Unlock()
 	c.end()
+}
+
+// endTransport ends our side of the transport when nothing more is to be said, and
+// waits for the peer's end where that is needed. The listening side ends it first
+// (§7.1.1), and so does whoever has failed the connection. Closing with unread bytes
+// would reset it, and our Close frame could be lost with that: so we wait for the
+// peer's end, unless it has our Close frame already, or would wait for our end.
+func (c *WebSocket) endTransport() {
+	c.mu.Lock()
+	x := c.life.closing
+	c.mu.Unlock()
+	listening, received := !c.core.client, x.step.received()
+	wait := true
+	switch {
+	case c.severed():
+		wait = false
+	case listening || !received:
+		half := closeWrite(c.conn)
+		if listening && received && (!half || x.initiator() == InitiatorLocal) {
+			wait = false
+		}
+	default:
+		closeNotify(c.conn)
+	}
+	if wait {
+		c.drain()
+	}
 }
 
 // end makes the socket CLOSED and runs its last callbacks.
@@ -324,21 +473,21 @@ func (c *WebSocket) end() {
 	}
 	c.runTasks()
 	c.mu.Lock()
-	clock := c.seldom().clock
-	c.lf.head = ""
-	c.setState(Closed)
+	clock := c.rareLocked().clock
+	c.life.requestHead = ""
+	c.setState(isClosed)
 	c.shakenLocked()
 	c.wakeReadLocked()
-	if c.lf.entry == entryHeld { // OnConnection comes first
-		returned := c.lf.x.returned
+	if c.life.stage == stageHeld { // OnConnection comes first
+		returned := c.life.rare.returned
 		c.mu.Unlock()
 		<-returned
 		c.runTasks() // what it has posted comes before OnError and OnClose
 		c.mu.Lock()
 	}
-	onError, onClose, ev := c.seldom().onError, c.lf.onClose, c.eventLocked()
-	c.lf.onClose = nil
-	if x := c.lf.x; x != nil {
+	onError, onClose, ev := c.rareLocked().onError, c.life.onClose, c.eventLocked()
+	c.life.onClose = nil
+	if x := c.life.rare; x != nil {
 		x.onOpen, x.onError = nil, nil
 	}
 	c.mu.Unlock()
@@ -355,13 +504,13 @@ func (c *WebSocket) end() {
 	for {
 		c.runTasks()
 		c.mu.Lock()
-		if c.seldom().tasks == nil {
+		if c.rareLocked().tasks == nil {
 			break
 		}
 		c.mu.Unlock()
 	}
-	c.lf.ended = true
-	if done := c.seldom().doneCh; done != nil {
+	c.life.stage = stageEnded
+	if done := c.rareLocked().doneCh; done != nil {
 		close(done)
 	}
 	c.mu.Unlock()
@@ -369,10 +518,10 @@ func (c *WebSocket) end() {
 
 // awaitWritten waits until the queue, our Close frame last, is with the kernel,
 // or can never be.
-func (c *WebSocket) awaitWritten() { c.awaitWrite(func() bool { return c.wr.out == nil }) }
+func (c *WebSocket) awaitWritten() { c.awaitWrite(func() bool { return c.writer.out == nil }) }
 
 // awaitWriter waits for the writer goroutine to be gone.
-func (c *WebSocket) awaitWriter() { c.awaitWrite(func() bool { return !c.wr.running }) }
+func (c *WebSocket) awaitWriter() { c.awaitWrite(func() bool { return !c.writer.running }) }
 
 func (c *WebSocket) awaitWrite(over func() bool) {
 	c.wmu.Lock()
@@ -391,10 +540,10 @@ func (c *WebSocket) Done() <-chan struct{} {
 }
 
 func (c *WebSocket) doneLocked() chan struct{} {
-	x := c.rareLocked()
+	x := c.makeRareLocked()
 	if x.doneCh == nil {
 		x.doneCh = make(chan struct{})
-		if c.lf.ended {
+		if c.life.stage >= stageEnded {
 			close(x.doneCh)
 		}
 	}

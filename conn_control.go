@@ -8,11 +8,11 @@ package peerws
 func (c *WebSocket) pong(p []byte) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	w := &c.wr
+	w := &c.writer
 	if w.cork != nil && w.cork.len()+maxHeaderSize+len(p) > blockSize {
 		c.flushLocked()
 	}
-	if w.cork != nil && w.out == nil && !w.shut {
+	if w.cork != nil && w.out == nil && w.mode != writeShut {
 		w.cork.b = appendFrame(w.cork.b, opPong, p, c.core.client)
 		return
 	}
@@ -29,19 +29,19 @@ func (c *WebSocket) pongNow(p []byte) {
 
 // pongLocked answers a ping at once, or ahead of what is queued. wmu is held.
 func (c *WebSocket) pongLocked(p []byte) {
-	w := &c.wr
+	w := &c.writer
 	switch {
-	case w.shut:
+	case w.mode == writeShut:
 	case w.out != nil:
 		w.out.answer(p)
 	case c.raw != nil:
-		c.writeControl(opPong, p)
+		c.writeControlLocked(opPong, p)
 	default:
 		f := newBuffer(maxHeaderSize + len(p))
 		f.b = appendFrame(f.b, opPong, p, c.core.client)
 		w.out = newOutbox()
 		w.out.lane = f // not among the messages, where a newer pong would overtake it
-		c.startWriter()
+		c.startWriterLocked()
 	}
 }
 
@@ -49,7 +49,7 @@ func (c *WebSocket) pongLocked(p []byte) {
 func (c *WebSocket) pingIfIdle() bool {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if c.wr.out != nil {
+	if c.writer.out != nil {
 		return false
 	}
 	ok, err := c.pingLocked(nil)
@@ -65,23 +65,23 @@ func (c *WebSocket) ping(payload []byte) (bool, error) {
 }
 
 func (c *WebSocket) pingLocked(payload []byte) (bool, error) {
-	w := &c.wr
+	w := &c.writer
 	c.flushLocked()
 	switch {
-	case w.shut:
+	case w.mode == writeShut:
 		return false, c.closedErr("ping")
 	case w.out != nil:
 		return w.out.ping(payload, c.core.client), nil
 	}
-	c.writeControl(opPing, payload)
+	c.writeControlLocked(opPing, payload)
 	return true, nil
 }
 
-// writeControl writes a control frame at once. wmu is held, the queue is empty.
-func (c *WebSocket) writeControl(op opcode, p []byte) {
+// writeControlLocked writes a control frame at once. wmu is held, the queue is empty.
+func (c *WebSocket) writeControlLocked(op opcode, p []byte) {
 	w := newWrite()
 	w.one = appendFrame(w.small[:0], op, p, c.core.client)
-	c.writeNow(w)
+	c.writeNowLocked(w)
 }
 
 // sendClose sends a Close frame behind everything that was sent before; a
@@ -90,29 +90,29 @@ func (c *WebSocket) writeControl(op opcode, p []byte) {
 func (c *WebSocket) sendClose(code StatusCode, reason string) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	w := &c.wr
-	if w.shut {
+	w := &c.writer
+	if w.mode == writeShut {
 		return
 	}
-	w.corking = false
 	c.flushLocked()
-	if w.shut { // the flush failed
+	if w.mode == writeShut { // the flush failed
 		return
 	}
-	w.shut = true
+	w.mode = writeShut
 	op := newWrite()
 	op.one = appendClose(op.small[:0], code, reason, c.core.client)
 	if w.out != nil {
-		w.out.chunk(len(op.one), len(op.one))
 		w.out.push(op.one)
 		op.free()
 		if c.set.writeTimeout == 0 { // nothing else watches over the queue
-			c.closeBy()
+			c.mu.Lock()
+			c.closeByLocked()
+			c.mu.Unlock()
 		}
 		return
 	}
-	c.writeNow(op)
+	c.writeNowLocked(op)
 	if w.out == nil {
-		c.closeSent()
+		c.closeSentLocked()
 	}
 }

@@ -10,17 +10,19 @@ const corkDelay = 2 * time.Millisecond // how long a slow callback may hold up t
 // openCork starts collecting: the reader is about to hand over one of several
 // messages.
 func (c *WebSocket) openCork() {
-	c.rd.corked = true
+	c.read.corked = true
 	c.wmu.Lock()
-	c.wr.corking = true
+	if c.writer.mode == writeDirect {
+		c.writer.mode = writeCorked
+	}
 	c.wmu.Unlock()
 }
 
 // corkLocked adds a message to those that are collected already, if it fits:
 // what sendLocked does, in short, for bursts of small messages. wmu is held.
 func (c *WebSocket) corkLocked(op opcode, p []byte) bool {
-	w := &c.wr
-	if w.cork == nil || !w.corking || w.streamed || len(p) > smallMax || c.core.client ||
+	w := &c.writer
+	if w.cork == nil || w.mode != writeCorked || w.streamed || len(p) > smallMax || c.core.client ||
 		len(w.cork.b)+maxHeaderSize+len(p) > c.corkMax() {
 		return false
 	}
@@ -48,10 +50,10 @@ func (c *WebSocket) corkMax() int {
 
 // uncork sends what was collected and stops collecting. The reader calls it.
 func (c *WebSocket) uncork() {
-	c.rd.corked = false
+	c.read.corked = false
 	c.wmu.Lock()
-	if c.wr.corking {
-		c.wr.corking = false
+	if c.writer.mode == writeCorked {
+		c.writer.mode = writeDirect
 		c.flushLocked()
 	}
 	c.wmu.Unlock()
@@ -59,28 +61,28 @@ func (c *WebSocket) uncork() {
 
 // flushLocked hands the cork to the kernel or the queue. wmu is held.
 func (c *WebSocket) flushLocked() {
-	if f := c.takeCork(); f != nil {
+	if f := c.takeCorkLocked(); f != nil {
 		op := newWrite()
 		op.one = f.b
-		c.writeNow(op)
+		c.writeNowLocked(op)
 		f.free()
 	}
 }
 
-// takeCork takes what was collected, nil if nothing was. wmu is held.
-func (c *WebSocket) takeCork() *buffer {
-	f := c.wr.cork
+// takeCorkLocked takes what was collected, nil if nothing was. wmu is held.
+func (c *WebSocket) takeCorkLocked() *buffer {
+	f := c.writer.cork
 	if f != nil {
-		c.wr.cork = nil
-		c.wr.more.watchdog.Stop()
+		c.writer.cork = nil
+		c.writer.backlog.watchdog.Stop()
 	}
 	return f
 }
 
-// watch has the cork flushed after corkDelay: the callback that filled it may
+// watchCorkLocked has the cork flushed after corkDelay: the callback that filled it may
 // be slow. wmu is held.
-func (c *WebSocket) watch() {
-	if w := c.wr.moreLocked(); w.watchdog == nil {
+func (c *WebSocket) watchCorkLocked() {
+	if w := c.writer.makeBacklogLocked(); w.watchdog == nil {
 		w.watchdog = time.AfterFunc(corkDelay, c.corkLate)
 	} else {
 		w.watchdog.Reset(corkDelay)
@@ -89,12 +91,12 @@ func (c *WebSocket) watch() {
 
 func (c *WebSocket) corkLate() {
 	c.mu.Lock()
-	reading := c.lf.reading
+	reading := c.life.style == styleCalls
 	c.mu.Unlock()
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if reading { // nobody knows when the program reads on
-		c.wr.corking = false
+	if reading && c.writer.mode == writeCorked { // nobody knows when the program reads on
+		c.writer.mode = writeDirect
 	}
 	c.flushLocked()
 }

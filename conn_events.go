@@ -11,7 +11,7 @@ func (c *WebSocket) OnOpen(f func(*WebSocket)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ReadyState() == Connecting || f == nil {
-		c.rareLocked().onOpen = f
+		c.makeRareLocked().onOpen = f
 		return
 	}
 	if c.conn != nil { // it was open once
@@ -31,22 +31,22 @@ func (c *WebSocket) OnMessage(f func(c *WebSocket, m Message)) {
 		f = func(*WebSocket, Message) {}
 	}
 	c.mu.Lock()
-	reading := c.lf.reading
+	style := c.life.style
 	switch {
-	case reading:
-	case !c.lf.running:
-		c.lf.callbacks = true
+	case style == styleCalls:
+	case c.life.stage < stageHeld:
+		c.life.style = styleCallbacks
 		c.handler = f
 	default:
-		c.lf.callbacks = true
-		c.rareLocked().handler = f
-		if c.lf.entry != entryHeld { // else offer does it
+		c.life.style = styleCallbacks
+		c.makeRareLocked().handler = f
+		if c.life.stage != stageHeld { // else offer does it
 			c.reader.Or(newHandler)
 			c.openGateLocked()
 		}
 	}
 	c.mu.Unlock()
-	if reading {
+	if style == styleCalls {
 		panic("peerws: OnMessage on a socket that is read by Read, Messages or NextReader")
 	}
 }
@@ -67,7 +67,7 @@ func (c *WebSocket) messageHandler() func(*WebSocket, Message) {
 
 func (c *WebSocket) takeHandlerLocked() {
 	if c.reader.Load()&newHandler != 0 {
-		c.handler = c.lf.x.handler
+		c.handler = c.life.rare.handler
 		c.reader.And(^newHandler)
 	}
 }
@@ -78,10 +78,10 @@ func (c *WebSocket) OnError(f func(*WebSocket, error)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ReadyState() != Closed || f == nil {
-		c.rareLocked().onError = f
+		c.makeRareLocked().onError = f
 		return
 	}
-	if err := c.seldom().cause; err != nil {
+	if err := c.rareLocked().cause; err != nil {
 		c.postLocked(func() { f(c, err) })
 	}
 }
@@ -92,7 +92,7 @@ func (c *WebSocket) OnClose(f func(*WebSocket, CloseEvent)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ReadyState() != Closed || f == nil {
-		c.lf.onClose = f
+		c.life.onClose = f
 		return
 	}
 	ev := c.eventLocked()
@@ -102,17 +102,15 @@ func (c *WebSocket) OnClose(f func(*WebSocket, CloseEvent)) {
 // postLocked has f run on the socket's goroutine: the reader's, or after its
 // end one that is made for it. mu is held.
 func (c *WebSocket) postLocked(f func()) {
-	x := c.rareLocked()
+	x := c.makeRareLocked()
 	x.tasks = append(x.tasks, f)
-	switch {
-	case c.lf.ended:
-		if !x.lateRun {
-			x.lateRun = true
-			go c.runLate()
-		}
-	case c.lf.running:
+	switch c.life.stage {
+	case stageEnded:
+		c.life.stage = stageLate
+		go c.runLate()
+	case stageHeld, stageRunning:
 		c.openGateLocked()
-		if !c.aborted.Load() {
+		if !c.severed() {
 			c.wakeLocked(past)
 		}
 	}
@@ -121,7 +119,7 @@ func (c *WebSocket) postLocked(f func()) {
 // wakeLocked has the reader come out of its Read at t, past for now, and look
 // around: readFailed. mu is held.
 func (c *WebSocket) wakeLocked(t time.Time) {
-	c.rareLocked().woken = true
+	c.makeRareLocked().woken = true
 	c.conn.SetReadDeadline(t)
 }
 
@@ -132,12 +130,12 @@ var past = time.Unix(1, 0)
 func (c *WebSocket) runTasks() {
 	for {
 		c.mu.Lock()
-		tasks := c.seldom().tasks
-		if c.lf.entry == entryHeld {
+		tasks := c.rareLocked().tasks
+		if c.life.stage == stageHeld {
 			tasks = nil // OnConnection runs
 		}
 		if tasks != nil {
-			c.lf.x.tasks = nil
+			c.life.rare.tasks = nil
 		}
 		c.mu.Unlock()
 		if tasks == nil {
@@ -154,8 +152,8 @@ func (c *WebSocket) runLate() {
 	for {
 		c.runTasks()
 		c.mu.Lock()
-		if c.lf.x.tasks == nil {
-			c.lf.x.lateRun = false
+		if c.life.rare.tasks == nil {
+			c.life.stage = stageEnded
 			c.mu.Unlock()
 			return
 		}

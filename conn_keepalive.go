@@ -22,70 +22,54 @@ import (
 
 var errPongTimeout = errors.New("peer was silent for PongTimeout after a ping")
 
-// A pulse is what the clock knows of a socket. Only the clock touches it. Times
+// A keepalive is what the clock knows of a socket. Only the clock touches it. Times
 // are the clock's.
-type pulse struct {
-	phase uint32 // of the reader, when it was looked at last
-	since uint32 // when that was new, or when a ping was sent
-	wait  uint32 // of silence before a ping: PingInterval and some chance; pinged is added
+type keepalive struct {
+	activity uint32 // of the reader, when it was looked at last
+	since    uint32 // when that was new, or when a ping was sent
+	wait     uint32 // of silence before a ping: PingInterval and some chance; pinged is added
 }
 
-// pinged in pulse.wait says that a ping has been sent.
+// pinged in keepalive.wait says that a ping has been sent.
 const pinged = 1 << 31
 
-// beat counts the reader's going to wait for bytes and coming back: it is odd
-// meanwhile. wroteSome counts progress of the writer and leaves that as it is.
-func (c *WebSocket) beat()      { c.phase.Add(1) }
-func (c *WebSocket) wroteSome() { c.phase.Add(2) }
+// toggleWaiting counts the reader's going to wait for bytes and coming back: it is odd
+// meanwhile. noteWritten counts progress of the writer and leaves that as it is.
+func (c *WebSocket) toggleWaiting() { c.activity.Add(1) }
+func (c *WebSocket) noteWritten()   { c.activity.Add(2) }
 
-// look moves a socket's pulse on at the clock's time now.
-func (c *WebSocket) look(now uint32) {
-	if c.phase.Load() == 0 { // its reader has not waited yet, or does not run
+// checkTimes moves a socket's keepalive on at the clock's time now.
+func (c *WebSocket) checkTimes(now uint32) {
+	if c.activity.Load() == 0 { // its reader has not waited yet, or does not run
 		c.mu.Lock()
 		c.beginHeldLocked()
 		c.mu.Unlock()
 	}
 	switch c.ReadyState() {
 	case Open:
-		c.lookGated()
-		if !c.lookAway(now) && c.set.pingInterval > 0 {
-			c.lookOpen(now)
+		c.checkGated()
+		if !c.checkAway(now) && c.set.pingInterval > 0 {
+			c.checkKeepalive(now)
 		}
 	case Closing:
-		c.wmu.Lock()
-		by := c.wr.closeBy
-		c.wmu.Unlock()
-		switch {
-		case by == 0 || c.aborted.Load():
-		case before(now, by):
-			c.noteClosing()
-		case c.tookSinceClose(): // it has not come to our Close frame yet
-			c.wmu.Lock()
-			c.wr.closeBy = max(now+millis(c.set.closeTimeout), 1)
-			c.wmu.Unlock()
-		default:
-			c.abort(InitiatorTimeout, errCloseTimeout)
-		}
+		c.checkClosing(now)
 	}
 }
 
-// lookGated looks after a socket whose reader waits for the program to want a
+// checkGated looks after a socket whose reader waits for the program to want a
 // message, and so does not see by itself that the transport has ended. What has
 // come can be read for a while yet.
-func (c *WebSocket) lookGated() {
-	if c.phase.Load()&1 != 0 {
+func (c *WebSocket) checkGated() {
+	if c.activity.Load()&1 != 0 {
 		return
 	}
 	c.mu.Lock()
-	gated := c.lf.gated && !c.lf.resume && c.seldom().readUntil.IsZero()
+	side, until := c.readSide(), c.rareLocked().readUntil
 	c.mu.Unlock()
-	if !gated {
+	if side != readerGated && side != readerBorrowed || !until.IsZero() {
 		return
 	}
-	broken, ended := hungUp(c.conn)
-	if f := foreignOf(c.conn); f != nil && !broken && !ended {
-		broken, ended = f.hungUp()
-	}
+	broken, ended := c.hungUp()
 	if !broken && !ended {
 		return
 	}
@@ -95,10 +79,20 @@ func (c *WebSocket) lookGated() {
 	if !broken { // the peer sends nothing more, but may still take what we send
 		patience = max(patience, c.set.pingInterval+c.set.pongTimeout)
 	}
-	if c.lf.gated {
+	if c.readSide() >= readerGated {
 		c.becauseLocked(InitiatorNetwork, io.ErrUnexpectedEOF)
 		c.readForLocked(patience)
 	}
+}
+
+// hungUp tells, without reading, whether the transport has failed, and whether the
+// peer has ended its direction, as far as that can be known.
+func (c *WebSocket) hungUp() (broken, ended bool) {
+	broken, ended = hungUp(c.conn)
+	if f := foreignOf(c.conn); f != nil && !broken && !ended {
+		broken, ended = f.hungUp()
+	}
+	return broken, ended
 }
 
 // unseen reports whether the reader waits for the program, and nothing would tell
@@ -109,32 +103,33 @@ func (c *WebSocket) unseen() bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	a := c.seldom().ahead
-	return c.lf.gated && !c.lf.resume && a != nil && a.buf.len() >= aheadMost
+	a := c.rareLocked().ahead
+	side := c.readSide()
+	return (side == readerGated || side == readerBorrowed) && a != nil && a.buf.len() >= aheadMost
 }
 
-func (c *WebSocket) lookOpen(now uint32) {
-	p := &c.pulse
-	phase := c.phase.Load()
+func (c *WebSocket) checkKeepalive(now uint32) {
+	p := &c.keepalive
+	activity := c.activity.Load()
 	quiet := now - p.since
 	switch {
-	case phase == p.phase && phase&1 == 0 && p.wait != 0 && c.unseen():
+	case activity == p.activity && activity&1 == 0 && p.wait != 0 && c.unseen():
 		if quiet >= p.wait&^pinged { // only writing can tell whether the peer is there
 			p.since = now
 			c.pingIfIdle()
 		}
-	case phase != p.phase || phase&1 == 0 || p.wait == 0: // life, or our own doing
+	case activity != p.activity || activity&1 == 0 || p.wait == 0: // life, or our own doing
 		if p.wait == 0 {
 			// 7/8 to 9/8, so that the sockets of a listener do not all ping at once.
 			d := c.set.pingInterval
 			p.wait = millis(d*7/8 + rand.N(d/4+1))
 		}
-		p.phase, p.since = phase, now
+		p.activity, p.since = activity, now
 		p.wait &^= pinged
 	case p.wait&pinged != 0:
 		switch {
 		case c.set.pongTimeout <= 0 || quiet < millis(c.set.pongTimeout):
-		case c.tookSincePing(): // it has not come to the ping yet
+		case c.aliveSincePing():
 			p.since = now
 		default:
 			c.abort(InitiatorTimeout, errPongTimeout)
@@ -143,8 +138,7 @@ func (c *WebSocket) lookOpen(now uint32) {
 		// While something is queued WriteTimeout watches over the peer, and a ping
 		// would only wait with the rest.
 		p.since = now
-		if c.pingIfIdle() {
-			c.notePending()
+		if c.pingNoting() {
 			p.wait |= pinged
 		}
 	}
@@ -166,7 +160,7 @@ func (c *WebSocket) Ping(ctx context.Context) (time.Duration, error) {
 	}
 	w := &waitingPing{sent: time.Now(), answered: make(chan time.Duration, 1)}
 	c.mu.Lock()
-	x := c.rareLocked()
+	x := c.makeRareLocked()
 	x.pingID++
 	w.id = x.pingID
 	x.pings = append(x.pings, w)
@@ -206,7 +200,7 @@ func (c *WebSocket) pongReceived(payload []byte) {
 	id := binary.BigEndian.Uint64(payload)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	x := c.lf.x
+	x := c.life.rare
 	if x == nil {
 		return
 	}

@@ -80,8 +80,6 @@ func TestAllocations_Handshake(t *testing.T) {
 	}
 }
 
-func ignore(*WebSocket, Message) {}
-
 // A TLS connection that waits holds no buffer, and has not to be woken to find
 // out that there is nothing.
 func TestTLS_IdleHoldsNothing(t *testing.T) {
@@ -98,7 +96,7 @@ func TestTLS_IdleHoldsNothing(t *testing.T) {
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
 	upgradeRaw(t, conn)
 	c := <-accepted
-	if napOf(c.conn) == nil {
+	if readWaitOf(c.conn) == nil {
 		t.Fatal("it waits in a Read")
 	}
 	p := peer{t, conn}
@@ -113,7 +111,7 @@ func TestTLS_IdleHoldsNothing(t *testing.T) {
 	}
 	// The reader holds its block until it has seen that nothing more is there.
 	for range 500 {
-		if c.phase.Load()&1 == 1 {
+		if c.activity.Load()&1 == 1 {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -21,12 +21,12 @@ import (
 // has no half-close, so there is no CloseWrite. A deadline that has passed ends
 // the wait only: the connection goes on when it is moved.
 //
-// Close closes with 1000 and waits, no longer than CloseTimeout, until the closing
-// handshake is complete: then the peer has received what was written, and a
-// program may end. If it is not, or the peer has closed with a complaint, Close
-// returns an error that wraps net.ErrClosed and the [CloseEvent]. What nobody has
-// read is thrown away. In OnMessage, which holds the peer's answer up, Close can
-// only wait for that time.
+// Close closes with 1000 and waits until the closing handshake is complete, or the
+// peer has taken and sent nothing for CloseTimeout. If it is complete the peer has
+// received what was written, and a program may end. If it is not, or the peer has
+// closed with a complaint, Close returns an error that wraps net.ErrClosed and the
+// [CloseEvent]. What nobody has read is thrown away. In OnMessage, which holds the
+// peer's answer up, Close can only wait for that time.
 func (c *WebSocket) NetConn(t MessageType) net.Conn {
 	return &netConn{c: c, t: t, deadlines: newDeadlines()}
 }
@@ -36,7 +36,7 @@ type netConn struct {
 	t MessageType
 	deadlines
 
-	mu  sync.Mutex // one Read at a time
+	mu  sync.Mutex // one Read at a time; before every lock of the socket
 	r   io.Reader  // the message being read, nil between two
 	now moment     // of the Read that is going on; r knows it too
 }
@@ -94,7 +94,7 @@ func (n *netConn) Write(p []byte) (int, error) {
 	}
 	// It is taken whole or not at all, so that a deadline leaves no half message
 	// behind. It leaves in fragments all the same.
-	if err := n.c.Write(now, Message{n.t, p}); err != nil {
+	if err := n.c.Write(now, Message{Type: n.t, Data: p}); err != nil {
 		return 0, n.opError("write", err)
 	}
 	return len(p), nil
@@ -104,13 +104,7 @@ func (n *netConn) Write(p []byte) (int, error) {
 func (n *netConn) Close() error {
 	c := n.c
 	c.CloseWith(StatusNormalClosure, "")
-	var over <-chan time.Time
-	if d := c.set.closeTimeout; d > 0 {
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		over = timer.C
-	}
-	c.awaitShaken(over)
+	c.awaitShaken()
 	c.mu.Lock()
 	ev := c.eventLocked()
 	c.mu.Unlock()
@@ -154,7 +148,7 @@ func (d deadlines) SetWriteDeadline(t time.Time) error {
 
 // A deadline is a time that can be moved.
 type deadline struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // taken under any other lock; nothing is locked under it
 	timer *time.Timer
 	over  chan struct{} // closed when it has passed
 }

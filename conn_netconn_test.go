@@ -1,15 +1,18 @@
 package peerws
 
 import (
-	"context"
+	"bytes"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/peerws/peerws/internal/memnet"
 )
 
 // A deadline that passes and is moved at once ends the Read that waits, and
@@ -234,38 +237,43 @@ func TestNetConn_WriteDeadline(t *testing.T) {
 	})
 }
 
-// CloseWait is CloseWith and Wait.
-func TestCloseWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, d := Pipe(ListenConfig{}, Dialer{})
-		got := 0
-		a.OnMessage(func(_ *WebSocket, m Message) { got = len(m.Data) })
-		d.SendBinary(make([]byte, 700<<10))
-		if _, err := d.CloseWait(t.Context(), 1001, ""); err == nil || d.ReadyState() != Open {
-			t.Errorf("code 1001 of the dialling side: %v, %v", err, d.ReadyState())
-		}
-		ev, err := d.CloseWait(t.Context(), 4001, "done")
-		if err != nil || !ev.WasClean || ev.Code != 4001 || ev.Reason != "done" || ev.Initiator != InitiatorLocal || d.ReadyState() != Closed {
-			t.Errorf("%+v, %v, %v", ev, err, d.ReadyState())
-		}
-		if ev, err := d.CloseWait(t.Context(), 0, ""); err != nil || ev.Code != 4001 {
-			t.Errorf("once more: %+v, %v", ev, err)
-		}
-		if <-a.Done(); got != 700<<10 {
-			t.Errorf("the peer has %d bytes", got)
-		}
-	})
-	synctest.Test(t, func(t *testing.T) { // ctx ends the wait, not the closing
-		a, d := Pipe(ListenConfig{}, Dialer{})
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		a.OnMessage(func(*WebSocket, Message) { time.Sleep(time.Second) })
-		d.SendText("hold on")
-		synctest.Wait()
-		if _, err := d.CloseWait(ctx, 0, ""); err != context.Canceled {
-			t.Error(err)
-		}
-		<-a.Done()
-		<-d.Done()
-	})
+// NetConn's Close gives up a peer that takes nothing after CloseTimeout, and waits for
+// one that takes something from time to time.
+func TestTimeout_NetConnCloseBehindQueue(t *testing.T) {
+	for name, takes := range map[string]bool{"takes": true, "takes nothing": false} {
+		synctest.Test(t, func(t *testing.T) {
+			ours, theirs := memnet.Pipe(8 << 10)
+			c := accepted(testSettings(), newForeign(ours), true)
+			go c.run()
+			n := c.NetConn(Binary)
+			n.Write(make([]byte, 100_000))
+			var wg sync.WaitGroup
+			if takes {
+				wg.Go(func() {
+					b := make([]byte, 8<<10)
+					for {
+						time.Sleep(800 * time.Millisecond)
+						n, err := theirs.Read(b)
+						if bytes.HasSuffix(b[:n], []byte(close1000)) {
+							io.WriteString(theirs, maskedClose)
+						}
+						if err != nil {
+							return
+						}
+					}
+				})
+			}
+			synctest.Wait() // the kernel, as it were, has its share
+			start := time.Now()
+			err := n.Close()
+			d := time.Since(start)
+			if takes && (err != nil || d < 8*time.Second) || !takes && (err == nil || d != defaultCloseTimeout) {
+				t.Errorf("%s: %v after %v", name, err, d)
+			}
+			c.Abort()
+			theirs.Close()
+			<-c.Done()
+			wg.Wait()
+		})
+	}
 }

@@ -17,6 +17,8 @@ type messageWriter struct {
 	utf8 utf8check.Checker
 	buf  *buffer // what is not enough for a frame yet; nil once closed
 	err  error
+
+	packing *packing // nil if the message is not compressed
 }
 
 // NextWriter begins a message whose size need not be known and returns a writer
@@ -36,17 +38,17 @@ func (c *WebSocket) NextWriter(ctx context.Context, t MessageType) (io.WriteClos
 	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	for c.wr.streamed && !c.wr.shut {
+	for c.writer.streamed && c.writer.mode != writeShut {
 		if err := c.roomWaitLocked(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if c.wr.shut {
+	if c.writer.mode == writeShut {
 		return nil, c.closedErr("write")
 	}
 	c.flushLocked()
-	c.wr.streamed = true
-	return &messageWriter{c: c, ctx: ctx, op: op, text: t == Text, buf: newBuffer(smallMax)}, nil
+	c.writer.streamed = true
+	return &messageWriter{c: c, ctx: ctx, op: op, text: t == Text, buf: newBuffer(smallMax), packing: c.core.limits.deflate.newPacking()}, nil
 }
 
 // Write adds p to the message. Text that cannot be UTF-8 is refused, none of p
@@ -101,10 +103,15 @@ func (m *messageWriter) take(p []byte) int {
 // frame sends a piece of the message, waiting for room.
 func (m *messageWriter) frame(ctx context.Context, p []byte, fin bool) error {
 	c := m.c
+	h, packed := m.pack(p, fin)
+	if packed != nil {
+		defer packed.free()
+		p = packed.b
+	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	for {
-		err := c.sendLocked(header{fin: fin, op: m.op, masked: c.core.client}, p)
+		err := c.sendLocked(h, p)
 		if err == nil {
 			m.op = opContinuation
 			return nil
@@ -116,6 +123,19 @@ func (m *messageWriter) frame(ctx context.Context, p []byte, fin bool) error {
 			return err
 		}
 	}
+}
+
+// pack returns the header of the next frame and, if the message is compressed, its
+// payload.
+func (m *messageWriter) pack(p []byte, fin bool) (h header, packed *buffer) {
+	h = header{fin: fin, op: m.op, masked: m.c.core.client}
+	if m.packing == nil {
+		return h, nil
+	}
+	if m.op != opContinuation {
+		h.rsv = packedBit
+	}
+	return h, m.packing.pack(p, fin)
 }
 
 // Close ends the message. One that cannot be ended as it should, because a Write
@@ -138,31 +158,39 @@ func (m *messageWriter) Close() error {
 	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	w := &c.wr
-	if w.shut {
+	w := &c.writer
+	if w.mode == writeShut {
 		m.err = c.closedErr("write")
 		return m.err
 	}
 	// The rest is small: it goes out of turn, whatever is queued.
-	h := header{fin: true, op: m.op, masked: c.core.client}
+	p := m.buf.b
+	if m.op != opContinuation && m.packing != nil && len(p) < c.core.limits.deflate.threshold {
+		m.packing = nil // it is all of it
+	}
+	h, packed := m.pack(p, true)
+	if packed != nil {
+		defer packed.free()
+		p = packed.b
+	}
 	if w.out != nil {
-		w.buffered += m.buf.len()
-		w.out.enqueue(h, m.buf.b)
-	} else if err := c.sendLocked(h, m.buf.b); err != nil {
+		w.buffered += len(p)
+		w.out.enqueue(framesOf(h, p))
+	} else if err := c.sendLocked(h, p); err != nil {
 		m.err = err
 		return err
 	}
 	w.streamed = false
-	if w.held() != nil {
+	if w.heldLocked() != nil {
 		c.flushLocked() // while heldSize still tells what of buffered is not in the cork
 	}
-	if held := w.held(); held != nil {
-		w.more.held, w.more.heldSize = nil, 0
+	if held := w.heldLocked(); held != nil {
+		w.backlog.held, w.backlog.heldSize = nil, 0
 		if w.out != nil {
 			w.out.join(held)
 		} else {
 			w.out = held
-			c.writeQueued()
+			c.writeQueuedLocked()
 		}
 	}
 	c.roomLocked()

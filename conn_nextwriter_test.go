@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -199,7 +198,7 @@ func TestNextWriter_OthersWait(t *testing.T) {
 		if err := c.SendText("one"); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Write(t.Context(), Message{Text, []byte("two")}); err != nil {
+		if err := c.Write(t.Context(), Message{Type: Text, Data: []byte("two")}); err != nil {
 			t.Fatal(err)
 		}
 		wantBuffered(t, c, 6)
@@ -269,11 +268,11 @@ func TestNextWriter_MaxBufferedAmount(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 		defer cancel()
-		if err := c.Write(ctx, Message{Binary, x}); !errors.Is(err, context.DeadlineExceeded) {
+		if err := c.Write(ctx, Message{Type: Binary, Data: x}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Write: %v", err)
 		}
 		waited := make(chan error, 1)
-		go func() { waited <- c.Write(context.Background(), Message{Text, []byte("last")}) }()
+		go func() { waited <- c.Write(context.Background(), Message{Type: Text, Data: []byte("last")}) }()
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -468,7 +467,7 @@ func TestNextWriter_Abandoned(t *testing.T) {
 		theirs.Close()
 		wg.Wait()
 		<-c.Done()
-		if c.wr.held() != nil || c.wr.out != nil {
+		if c.writer.heldLocked() != nil || c.writer.out != nil {
 			t.Error("memory kept")
 		}
 	})
@@ -513,77 +512,52 @@ func TestNextWriter_TransportFails(t *testing.T) {
 	}
 }
 
-// Messages of many goroutines, by every way of sending: each arrives whole and
-// once, and those of one goroutine in order.
-func TestSenders_KeepTheirOrder(t *testing.T) {
-	set := testSettings()
-	set.core.maxMessage = -1
-	onBoth(t, set, func(t *testing.T, c *WebSocket, r *recorder, s side) {
-		const senders, each = 6, 30
-		var wg sync.WaitGroup
-		for i := range senders {
-			wg.Go(func() {
-				for k := range each {
-					size := []int{10, 300, 5000, 70_000, 140_000}[(i+k)%5]
-					m := fmt.Appendf(nil, "%d:%d:", i, k)
-					m = append(m, bytes.Repeat([]byte{'a' + byte(i)}, size)...)
-					var err error
-					if k%3 == 2 {
-						var w io.WriteCloser
-						if w, err = c.NextWriter(context.Background(), Binary); err == nil {
-							_, err = w.Write(m[:len(m)/2])
-							_, err2 := w.Write(m[len(m)/2:])
-							err = errors.Join(err, err2, w.Close())
-						}
-					} else {
-						err = c.Write(context.Background(), Message{Binary, m})
-					}
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					if k%7 == 0 {
-						c.ping(nil)
-					}
-				}
-			})
+func TestNextWriter(t *testing.T) {
+	onEach(t, func(t *testing.T, c *WebSocket, r *recorder, p peer) {
+		w, err := c.NextWriter(t.Context(), Text)
+		if err != nil {
+			t.Fatal(err)
 		}
-		next := make([]int, senders)
-		var message []byte
-		for range senders * each {
-			for message = message[:0]; ; {
-				f, err := s.next()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if f[0] == 0x89 {
-					continue
-				}
-				if cont := f[0]&0x0f == 0; cont != (len(message) > 0) {
-					t.Fatalf("frame %#x inside a message: %v", f[0], len(message) > 0)
-				}
-				head := map[byte]int{126: 4, 127: 10}[f[1]]
-				message = append(message, f[max(head, 2):]...)
-				if f[0]&0x80 != 0 {
-					break
-				}
-			}
-			var i, k int
-			if _, err := fmt.Sscanf(string(message[:min(len(message), 20)]), "%d:%d:", &i, &k); err != nil {
-				t.Fatalf("%v: %.40q", err, message)
-			}
-			if k != next[i] {
-				t.Fatalf("sender %d: message %d, want %d", i, k, next[i])
-			}
-			next[i]++
-			body := message[bytes.LastIndexByte(message, ':')+1:]
-			if len(body) != []int{10, 300, 5000, 70_000, 140_000}[(i+k)%5] || bytes.Count(body, []byte{'a' + byte(i)}) != len(body) {
-				t.Fatalf("message %d of sender %d is damaged", k, i)
-			}
+		io.WriteString(w, "He")
+		c.SendText("after") // queues behind the message
+		io.WriteString(w, "llo")
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
 		}
-		wg.Wait()
-		if slices.Contains(next, 0) {
-			t.Error(next)
+		p.want("small message in one frame", hello, "\x81\x05after")
+		if _, err := w.Write([]byte("x")); err == nil {
+			t.Error("write after Close")
 		}
+		if err := w.Close(); err != nil {
+			t.Errorf("second Close: %v", err)
+		}
+
+		w, _ = c.NextWriter(t.Context(), Binary)
+		go func() {
+			w.Write(bytes.Repeat([]byte("a"), 5000))
+			w.Write(bytes.Repeat([]byte("b"), 100_000))
+			w.Close()
+		}()
+		got := readMessage(t, p.conn, 0x02)
+		if want := strings.Repeat("a", 5000) + strings.Repeat("b", 100_000); got != want {
+			t.Errorf("got %d bytes, want %d", len(got), len(want))
+		}
+		if c.BufferedAmount() != 0 {
+			c.Flush(t.Context())
+		}
+		if n := c.BufferedAmount(); n != 0 {
+			t.Errorf("BufferedAmount %d", n)
+		}
+
+		w, _ = c.NextWriter(t.Context(), Text)
+		if _, err := w.Write([]byte("\xff")); err != errTextUTF8 {
+			t.Errorf("text that is not UTF-8: %v", err)
+		}
+		w.Write([]byte("\xc3"))
+		w.Write([]byte("\xbc"))
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+		p.want("a character in two writes", "\x81\x02\xc3\xbc")
 	})
 }

@@ -15,8 +15,8 @@ type outbox struct {
 
 	// The frame the kernel has a part of: what is missing of its header and
 	// payload. Both 0 at a frame boundary.
-	head, body int
-	control    bool
+	headerLeft, payloadLeft int
+	control                 bool
 
 	lane    *buffer // control frames on their way, ahead of chunks
 	laneOff int
@@ -43,40 +43,10 @@ func (o *outbox) free() {
 	outboxPool.Put(o)
 }
 
-// A message of more than two fragments leaves in pieces of this size, so that
-// control frames get through between them.
-const fragment = 64 << 10
-
-// cut says how a message of n bytes is cut: how many frames, and how long
-// all but the last are.
-func cut(n int) (frames, size int) {
-	if n <= 2*fragment {
-		return 1, n
-	}
-	return (n + fragment - 1) / fragment, fragment
-}
-
-// piece is the header of the i-th of the frames that carry what h describes: a
-// message, or with fin not set the beginning or middle of one.
-func (h header) piece(i, frames, length int) header {
-	h.length = int64(length)
-	if i > 0 {
-		h.op = opContinuation
-	}
-	h.fin = h.fin && i == frames-1
-	if h.masked {
-		h.key = newMaskKey()
-	}
-	return h
-}
-
-// enqueue queues what h describes, with the payload p.
-func (o *outbox) enqueue(h header, p []byte) {
-	frames, size := cut(len(p))
-	for i := range frames {
-		part := p[:min(size, len(p))]
-		p = p[len(part):]
-		o.enqueueFrame(h.piece(i, frames, len(part)), part)
+// enqueue queues frames.
+func (o *outbox) enqueue(f frames) {
+	for f.more() {
+		o.enqueueFrame(f.next())
 	}
 }
 
@@ -95,10 +65,11 @@ func (o *outbox) enqueueFrame(h header, p []byte) {
 	}
 }
 
-// push queues wire bytes as they are, split over chunks where they must be.
+// push queues wire bytes as they are, split over chunks where they must be, but not
+// within a header that they begin with.
 func (o *outbox) push(p []byte) {
-	for len(p) > 0 {
-		f := o.chunk(1, len(p))
+	for least := min(len(p), maxHeaderSize); len(p) > 0; least = 1 {
+		f := o.chunk(least, len(p))
 		k := min(len(p), cap(f.b)-len(f.b))
 		f.b = append(f.b, p[:k]...)
 		p = p[k:]
@@ -154,7 +125,7 @@ func (o *outbox) urgent() bool { return o.ponging || o.pings != nil }
 // that is, 0 if the outbox is empty.
 func (o *outbox) wire(vec *vector, client bool) (n int) {
 	clear(vec[:])
-	if o.lane == nil && o.urgent() && o.head == 0 && o.body == 0 {
+	if o.lane == nil && o.urgent() && o.headerLeft == 0 && o.payloadLeft == 0 {
 		o.lane, o.pings = o.pings, nil
 		if o.ponging {
 			o.lane = o.lane.grow(o.lane.len() + maxHeaderSize + maxControlSize)
@@ -174,7 +145,7 @@ func (o *outbox) wire(vec *vector, client bool) (n int) {
 		if i == 0 {
 			b = b[o.off:]
 			if o.urgent() { // only to the next boundary
-				vec[0] = b[:min(len(b), o.head+o.body)]
+				vec[0] = b[:min(len(b), o.headerLeft+o.payloadLeft)]
 				return 1
 			}
 		}
@@ -237,16 +208,16 @@ func (o *outbox) wrote(n int) (payload int) {
 // that header's end.
 func (o *outbox) advance(b []byte, n int) (payload int) {
 	for n > 0 {
-		if o.head == 0 && o.body == 0 {
+		if o.headerLeft == 0 && o.payloadLeft == 0 {
 			h, size, _ := parseHeader(b)
-			o.head, o.body, o.control = size, int(h.length), h.op.isControl()
+			o.headerLeft, o.payloadLeft, o.control = size, int(h.length), h.op.isControl()
 		}
-		k := min(n, o.head)
-		o.head -= k
+		k := min(n, o.headerLeft)
+		o.headerLeft -= k
 		n -= k
 		b = b[min(k, len(b)):]
-		k = min(n, o.body)
-		o.body -= k
+		k = min(n, o.payloadLeft)
+		o.payloadLeft -= k
 		n -= k
 		b = b[min(k, len(b)):]
 		if !o.control {

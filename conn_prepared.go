@@ -3,6 +3,7 @@ package peerws
 import (
 	"bytes"
 	"iter"
+	"sync"
 )
 
 // A PreparedMessage is a message framed once, to be sent to many sockets. It
@@ -10,6 +11,50 @@ import (
 type PreparedMessage struct {
 	m    Message // our own copy, the end of wire
 	wire []byte  // the unmasked frame; nil for messages that leave in pieces
+
+	mu     sync.Mutex
+	packed map[packedAs]*PreparedMessage // made when it is needed; nil values: compressing does not make it smaller
+}
+
+// packedAs is what a message compressed depends on.
+type packedAs struct {
+	level int
+	bits  uint8
+}
+
+// packedFor returns p as d compresses it, without reference to other messages: its m
+// has the compressed bytes. It is nil if that is not smaller.
+func (p *PreparedMessage) packedFor(d *deflate) *PreparedMessage {
+	as := packedAs{d.level, d.outBits}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	packed, known := p.packed[as]
+	if known {
+		return packed
+	}
+	if b := d.compress(p.m.Data); b != nil {
+		op := opcode(p.m.Type)
+		packed = prepare(header{fin: true, rsv: packedBit, op: op}, Message{Type: p.m.Type, Data: b.b})
+		b.free()
+	}
+	if p.packed == nil {
+		p.packed = make(map[packedAs]*PreparedMessage)
+	}
+	p.packed[as] = packed
+	return packed
+}
+
+// prepare makes the copy that h describes.
+func prepare(h header, m Message) *PreparedMessage {
+	if f := framesOf(h, m.Data); f.of > 1 {
+		m.Data = bytes.Clone(m.Data)
+		return &PreparedMessage{m: m}
+	}
+	p := &PreparedMessage{wire: make([]byte, 0, headerSize(len(m.Data), false)+len(m.Data))}
+	p.wire = appendData(p.wire, h, m.Data)
+	m.Data = p.wire[len(p.wire)-len(m.Data):]
+	p.m = m
+	return p
 }
 
 // NewPreparedMessage copies m. The error is that of a message that cannot be
@@ -19,38 +64,62 @@ func NewPreparedMessage(m Message) (*PreparedMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	if frames, _ := cut(len(m.Data)); frames > 1 {
-		return &PreparedMessage{m: Message{m.Type, bytes.Clone(m.Data)}}, nil
-	}
-	p := &PreparedMessage{wire: make([]byte, 0, headerSize(len(m.Data), false)+len(m.Data))}
-	p.wire = appendFrame(p.wire, op, m.Data, false)
-	p.m = Message{m.Type, p.wire[len(p.wire)-len(m.Data):]}
-	return p, nil
+	return prepare(header{fin: true, op: op}, m), nil
 }
 
 // SendPrepared sends p, like [WebSocket.Send] does its message. An accepted
 // socket writes it from where it lies; a dialled one has to mask it each time.
+//
+// It is compressed once for all sockets that have agreed on the same.
 func (c *WebSocket) SendPrepared(p *PreparedMessage) error {
+	if c.ReadyState() == Open {
+		if d := c.core.limits.deflate; d.wants(p.m) {
+			return c.sendPacked(p, d)
+		}
+	}
 	if c.core.client || c.raw == nil || p.wire == nil || c.ReadyState() != Open {
 		return c.transmit(noWait, p.m)
 	}
 	c.wmu.Lock()
-	if w := &c.wr; w.shut || w.streamed || w.out != nil || w.corking {
+	if w := &c.writer; w.mode != writeDirect || w.streamed || w.out != nil {
 		c.wmu.Unlock()
 		return c.transmit(noWait, p.m)
 	}
-	c.writeWire(p.wire, len(p.m.Data))
+	c.writeWireLocked(p.wire, len(p.m.Data))
 	c.wmu.Unlock()
 	return nil
 }
 
-// writeWire writes a whole frame with n bytes of payload from where it lies. wmu
+// sendPacked is SendPrepared on a socket with compression.
+func (c *WebSocket) sendPacked(p *PreparedMessage, d *deflate) error {
+	packed := p.packedFor(d)
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	w := &c.writer
+	if packed == nil || d.sent != nil && w.streamed { // it would come behind what is not sent yet
+		return c.placeLocked(noWait, c.data(opcode(p.m.Type)), p.m.Data)
+	}
+	h := c.data(opcode(p.m.Type))
+	h.rsv = packedBit
+	var err error
+	if direct := w.mode == writeDirect && !w.streamed && w.out == nil; direct && !c.core.client && c.raw != nil && packed.wire != nil {
+		c.writeWireLocked(packed.wire, len(packed.m.Data))
+	} else {
+		err = c.placeLocked(noWait, h, packed.m.Data)
+	}
+	if err == nil {
+		d.sent.add(p.m.Data) // the peer remembers it too
+	}
+	return err
+}
+
+// writeWireLocked writes a whole frame with n bytes of payload from where it lies. wmu
 // is held, cork and queue are empty; raw path.
-func (c *WebSocket) writeWire(wire []byte, n int) {
-	c.wr.buffered += n
+func (c *WebSocket) writeWireLocked(wire []byte, n int) {
+	c.writer.buffered += n
 	op := newWrite()
 	op.one = wire
-	c.writeNow(op)
+	c.writeNowLocked(op)
 }
 
 // Broadcast sends m to each of the sockets and returns how many took it. It

@@ -16,7 +16,7 @@ import (
 func TestSendPrepared(t *testing.T) {
 	onEach(t, func(t *testing.T, c *WebSocket, r *recorder, p peer) {
 		data := []byte("Hello")
-		m, err := NewPreparedMessage(Message{Text, data})
+		m, err := NewPreparedMessage(Message{Type: Text, Data: data})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -29,7 +29,7 @@ func TestSendPrepared(t *testing.T) {
 		}
 		for _, n := range []int{0, 4096, 5000, 128 << 10, 300_000} {
 			payload := bytes.Repeat([]byte("p"), n)
-			m, _ := NewPreparedMessage(Message{Binary, payload})
+			m, _ := NewPreparedMessage(Message{Type: Binary, Data: payload})
 			go c.SendPrepared(m)
 			p.want("message", string(serverMessage(payload)))
 		}
@@ -38,7 +38,7 @@ func TestSendPrepared(t *testing.T) {
 			t.Error("sent to a socket that is closing")
 		}
 	})
-	if _, err := NewPreparedMessage(Message{Text, []byte("\xff")}); err == nil {
+	if _, err := NewPreparedMessage(Message{Type: Text, Data: []byte("\xff")}); err == nil {
 		t.Error("text that is not UTF-8 prepared")
 	}
 	if _, err := NewPreparedMessage(Message{}); err == nil {
@@ -51,7 +51,7 @@ func TestSendPrepared_Dialled(t *testing.T) {
 	ours, theirs := memnet.Pipe(0)
 	c := newOpenWebSocket(testSettings(), ours, true, nil)
 	go c.run()
-	m, _ := NewPreparedMessage(Message{Text, []byte("Hello")})
+	m, _ := NewPreparedMessage(Message{Type: Text, Data: []byte("Hello")})
 	var keys [2][4]byte
 	for i := range keys {
 		c.SendPrepared(m)
@@ -94,7 +94,7 @@ func TestBroadcast(t *testing.T) {
 		go io.Copy(io.Discard, theirs)
 	}
 	for range rounds {
-		n := Broadcast(slices.Values(sockets), Message{Binary, payload})
+		n := Broadcast(slices.Values(sockets), Message{Type: Binary, Data: payload})
 		took += n
 		for _, c := range sockets[1:4] {
 			if err := c.Flush(t.Context()); err != nil {
@@ -119,7 +119,7 @@ func TestBroadcast(t *testing.T) {
 		peers[i].Close()
 		waitDone(t, c)
 	}
-	if n := Broadcast(slices.Values(sockets), Message{Binary, payload}); n != 0 {
+	if n := Broadcast(slices.Values(sockets), Message{Type: Binary, Data: payload}); n != 0 {
 		t.Errorf("%d closed sockets took it", n)
 	}
 }
@@ -193,7 +193,7 @@ func TestNoAllocations_Broadcast(t *testing.T) {
 			ours, theirs, portable := tr.pair(t)
 			c := accepted(testSettings(), ours, portable)
 			go c.run()
-			m, _ := NewPreparedMessage(Message{Binary, make([]byte, 256)})
+			m, _ := NewPreparedMessage(Message{Type: Binary, Data: make([]byte, 256)})
 			b := make([]byte, 260)
 			send := func() {
 				if err := c.SendPrepared(m); err != nil {

@@ -31,6 +31,15 @@ const (
 	vEnded                  // the transport is over
 )
 
+// A readInto is where the last read went.
+type readInto uint8
+
+const (
+	intoBlock     readInto = iota
+	intoBlockFull          // and there may be more: it has filled all it was given (portable path)
+	intoMessage            // into the core's own buffer
+)
+
 // run is the connection's goroutine from here to its end.
 func (c *WebSocket) run() {
 	c.started()
@@ -43,10 +52,12 @@ func (c *WebSocket) run() {
 //go:noinline
 func (c *WebSocket) started() {
 	c.mu.Lock()
-	c.lf.running = true
-	if f := c.seldom().onOpen; f != nil {
-		c.lf.x.onOpen = nil
-		c.lf.x.tasks = slices.Insert(c.lf.x.tasks, 0, func() { f(c) })
+	if c.life.stage != stageHeld {
+		c.life.stage = stageRunning
+	}
+	if f := c.rareLocked().onOpen; f != nil {
+		c.life.rare.onOpen = nil
+		c.life.rare.tasks = slices.Insert(c.life.rare.tasks, 0, func() { f(c) })
 	}
 	c.mu.Unlock()
 	c.goAway()
@@ -72,22 +83,22 @@ func (c *WebSocket) readLoop() verdict {
 	return v
 }
 
-// parse handles what lies in c.in behind rd.off, as far as it is complete and
+// parse handles what lies in c.in behind read.off, as far as it is complete and
 // wanted.
 func (c *WebSocket) parse() verdict {
-	for int(c.rd.off) < len(c.in.b) {
-		if c.aborted.Load() {
+	for int(c.read.off) < len(c.in.b) {
+		if c.severed() {
 			return vEnded
 		}
 		f := c.messageHandler()
 		if f == nil && c.mustWait() {
 			return vGated
 		}
-		ev, n := c.core.next(c.in.b[c.rd.off:])
+		ev, n := c.core.next(c.in.b[c.read.off:])
 		if n == 0 && ev.kind == evNone {
 			break
 		}
-		c.rd.off += int32(n)
+		c.read.off += int32(n)
 		if f != nil && ev.kind == evMessage && c.ReadyState() == Open {
 			c.deliver(f, ev.op, ev.data)
 		} else if v := c.handle(ev); v != vMore {
@@ -99,19 +110,19 @@ func (c *WebSocket) parse() verdict {
 
 // leave sends the replies and keeps of c.in only what parse has left there.
 func (c *WebSocket) leave(v verdict) {
-	if c.rd.corked {
+	if c.read.corked {
 		c.uncork()
 	}
-	switch rest := c.in.b[c.rd.off:]; {
+	switch rest := c.in.b[c.read.off:]; {
 	case v == vGated && len(rest) > 0:
 		if size := cap(c.in.b); size > 2*len(rest) && size > 1<<minClass { // held for who knows how long: in no more than it needs
 			f := newBuffer(len(rest))
 			f.b = append(f.b, rest...)
 			c.in.free()
-			c.in, c.rd.off = f, 0
+			c.in, c.read.off = f, 0
 		}
 	case v > vGated:
-		c.in.b, c.rd.off = c.in.b[:0], 0
+		c.in.b, c.read.off = c.in.b[:0], 0
 	default:
 		c.compact()
 	}
@@ -120,16 +131,16 @@ func (c *WebSocket) leave(v verdict) {
 // compact moves what is not parsed to the front of c.in.
 func (c *WebSocket) compact() {
 	if c.in != nil {
-		c.in.b = c.in.b[:copy(c.in.b, c.in.b[c.rd.off:])]
-		c.rd.off = 0
+		c.in.b = c.in.b[:copy(c.in.b, c.in.b[c.read.off:])]
+		c.read.off = 0
 	}
 }
 
-// mustWait reports whether the bytes at rd.off are a message's, and nobody wants
+// mustWait reports whether the bytes at read.off are a message's, and nobody wants
 // it yet. Control frames never wait, nor does a message that somebody has begun
 // to read as a whole. A socket that is no longer open throws messages away.
 func (c *WebSocket) mustWait() bool {
-	if c.core.atHeader() && opcode(c.in.b[c.rd.off]).isControl() || c.core.assembling() {
+	if c.core.atHeader() && opcode(c.in.b[c.read.off]).isControl() || c.core.assembling() {
 		return false
 	}
 	return c.messageHandler() == nil && c.ReadyState() == Open
@@ -153,7 +164,7 @@ func (c *WebSocket) handle(ev event) verdict {
 	case evLastChunk:
 		c.core.release()
 	case evPing:
-		if c.rd.ahead && c.answeredAhead() {
+		if c.read.ahead && c.answeredAhead() {
 			break
 		}
 		c.pong(ev.data)
@@ -181,22 +192,22 @@ func (c *WebSocket) keepMessage(ev event) {
 // deliver hands a message to the program. If more bytes of the block follow,
 // replies are collected.
 func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte) {
-	if !c.rd.corked && c.in != nil && int(c.rd.off) < len(c.in.b) {
+	if !c.read.corked && c.in != nil && int(c.read.off) < len(c.in.b) {
 		c.openCork()
 	}
-	if c.rd.head {
+	if c.read.headHeld {
 		c.dropHead()
 	}
 	lent := len(data) > smallMax && c.core.part == nil && c.raw != nil && !c.core.client
 	if lent {
-		end := int(c.rd.off)
-		c.lend(c.in.b[max(end-len(data)-maxHeaderSize, 0):end], min(end-len(data), maxHeaderSize))
+		end := int(c.read.off)
+		c.noteReceived(c.in.b[max(end-len(data)-maxHeaderSize, 0):end], min(end-len(data), maxHeaderSize))
 	}
 	c.goAway()
-	f(c, Message{MessageType(op), data})
+	f(c, Message{Type: MessageType(op), Data: data})
 	c.comeBack()
 	if lent {
-		c.lend(nil, 0)
+		c.noteReceived(nil, 0)
 	}
 	if poison {
 		poisonBytes(data)
@@ -207,7 +218,7 @@ func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte)
 // fill waits for bytes and puts them behind c.in, or straight into the message
 // they belong to.
 func (c *WebSocket) fill() verdict {
-	if c.rd.ahead {
+	if c.read.ahead {
 		if v, ok := c.takeAhead(); ok {
 			return v
 		}
@@ -215,19 +226,19 @@ func (c *WebSocket) fill() verdict {
 	var n int
 	var err error
 	if c.raw != nil {
-		if err = c.raw.Read(c.readFn); err == nil && c.rd.err != nil {
-			err, c.rd.err = c.rd.err, nil
+		if err = c.raw.Read(c.readFn); err == nil && c.read.err != nil {
+			err, c.read.err = c.read.err, nil
 		}
-		if c.phase.Load()&1 != 0 { // it has parked
-			c.beat()
+		if c.activity.Load()&1 != 0 { // it has parked
+			c.toggleWaiting()
 		}
-		n = int(c.rd.n)
-		c.rd.n = 0
+		n = int(c.read.n)
+		c.read.n = 0
 	} else {
 		n, err = c.portableFill()
 	}
 	if n > 0 {
-		if !c.rd.direct {
+		if c.read.into != intoMessage {
 			c.in.extend(n)
 			return vMore
 		}
@@ -242,35 +253,37 @@ func (c *WebSocket) fill() verdict {
 	return c.readFailed(err)
 }
 
-// portableFill is one read of a connection that is no plain socket.
+// portableFill is one read of a connection that is not a plain socket.
 func (c *WebSocket) portableFill() (n int, err error) {
-	nap := napOf(c.conn)
+	wait := readWaitOf(c.conn)
 	if f, ok := c.conn.(*foreignConn); ok {
 		c.settle()
-		c.beat()
+		c.toggleWaiting()
 		err = f.await()
-		c.beat()
+		c.toggleWaiting()
 		if err != nil {
 			return 0, err
 		}
 	}
 	for {
 		dst := c.room()
-		if nap == nil {
-			c.beat()
+		if wait == nil {
+			c.toggleWaiting()
 		}
 		n, err = c.conn.Read(dst)
-		if nap == nil {
-			c.beat()
+		if wait == nil {
+			c.toggleWaiting()
 		}
-		c.rd.last = (n == len(dst) || nap != nil) && !c.rd.direct // the rest of a message is no sign of more
+		if (n == len(dst) || wait != nil) && c.read.into == intoBlock {
+			c.read.into = intoBlockFull
+		}
 		if err != errNotYet || n > 0 {
 			return n, err
 		}
 		c.settle()
-		c.beat()
-		err = nap.wait()
-		c.beat()
+		c.toggleWaiting()
+		err = wait.wait()
+		c.toggleWaiting()
 		if err != nil {
 			return 0, err
 		}
@@ -282,16 +295,16 @@ func (c *WebSocket) portableFill() (n int, err error) {
 func (c *WebSocket) readable(fd uintptr) bool {
 	n, err := c.sysRead(fd, c.room())
 	if err == nil {
-		c.rd.n = int32(n)
+		c.read.n = int32(n)
 		return true
 	}
 	if !wouldBlock(err) {
-		c.rd.n, c.rd.err = int32(n), err
+		c.read.n, c.read.err = int32(n), err
 		return true
 	}
 	c.settle()
-	if c.phase.Load()&1 == 0 {
-		c.beat()
+	if c.activity.Load()&1 == 0 {
+		c.toggleWaiting()
 	}
 	return false
 }
@@ -309,18 +322,18 @@ const portableRead = 4 << 10
 
 // room returns where to read to.
 func (c *WebSocket) room() []byte {
-	have := c.in.len() // rd.off is 0: parse has seen to it
+	have := c.in.len() // read.off is 0: parse has seen to it
 	if have == 0 {
 		if p := c.core.space(); p != nil {
-			c.rd.direct = true
+			c.read.into = intoMessage
 			return p
 		}
 	}
-	c.rd.direct = false
 	size := blockSize
-	if c.raw == nil && !c.rd.last {
+	if c.raw == nil && c.read.into != intoBlockFull {
 		size = portableRead
 	}
+	c.read.into = intoBlock
 	if c.in == nil || cap(c.in.b) < size {
 		c.in = c.in.grow(size)
 	} else if have == 0 && cap(c.in.b) > size { // a portable read that is about to wait
@@ -352,7 +365,7 @@ func (c *WebSocket) settle() {
 // readFailed looks at why a read ended without bytes: somebody woke us up, or
 // the transport is over.
 func (c *WebSocket) readFailed(err error) verdict {
-	if c.aborted.Load() {
+	if c.severed() {
 		return vEnded
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -372,14 +385,14 @@ func (c *WebSocket) readFailed(err error) verdict {
 // second one is the transport's end, for it would come again and again.
 func (c *WebSocket) wokenUp() (v verdict, ours bool) {
 	c.mu.Lock()
-	x := c.rareLocked()
-	dead := x.overdue()
-	ours = x.woken || dead || !x.odd
+	x := c.makeRareLocked()
+	dead := x.overdue() && !c.readOnLocked() // whoever wants more bytes has read all others
+	ours = x.woken || dead || x.strays == 0
 	if !x.woken {
-		x.odd = true
+		x.strays++
 	}
 	x.woken = !x.readUntil.IsZero()
-	if !c.aborted.Load() && !dead {
+	if !c.severed() && !dead {
 		c.conn.SetReadDeadline(x.readUntil)
 	}
 	c.mu.Unlock()
@@ -395,10 +408,10 @@ func (c *WebSocket) wokenUp() (v verdict, ours bool) {
 }
 
 // drain throws away what the peer still sends, until it ends its side or the
-// socket is aborted.
+// socket is severed.
 func (c *WebSocket) drain() {
 	c.core.release()
-	c.rd.off = 0
+	c.read.off = 0
 	for {
 		if c.in != nil {
 			c.in.b = c.in.b[:0]

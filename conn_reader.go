@@ -33,17 +33,17 @@ func (c *WebSocket) Read(ctx context.Context) (Message, error) {
 		ev := k.full
 		k.full = event{}
 		if ev.kind == evNone && c.skipStream(k) {
-			c.core.own = true
+			c.core.want = wantOwn
 			ev = c.step()
 		}
 		if ev.kind != evMessage {
 			c.giveBack(k, true)
 			continue
 		}
-		if c.rd.head {
+		if c.read.headHeld {
 			c.dropHead()
 		}
-		m := Message{MessageType(ev.op), c.core.claim(ev.data)}
+		m := Message{Type: MessageType(ev.op), Data: c.core.claim(ev.data)}
 		c.core.release()
 		c.giveBack(k, false)
 		return m, nil
@@ -94,6 +94,8 @@ type stream struct {
 	chunk []byte // what is to be read next, loaned
 	last  bool   // nothing comes behind chunk
 	err   error  // of the reader, once it has failed
+
+	packed *unpacking // nil if it is not compressed
 }
 
 // NextReader waits for the next message and returns a reader of it that needs
@@ -119,19 +121,23 @@ func (c *WebSocket) NextReader(ctx context.Context) (MessageType, io.Reader, err
 		ev := k.full
 		k.full = event{}
 		if ev.kind == evNone && c.skipStream(k) {
-			c.core.stream = true
+			before := c.core.want
+			c.core.want = wantPieces
 			ev = c.step()
-			c.core.stream = false
+			c.core.want = before
 		}
 		if ev.kind == evNone {
 			c.giveBack(k, true)
 			continue
 		}
-		if c.rd.head {
+		if c.read.headHeld {
 			c.dropHead()
 		}
 		s := k.stream
 		*s = stream{c: c, ctx: ctx, open: true, chunk: ev.data, last: ev.kind != evChunk}
+		if ev.kind != evMessage && c.core.part.packed {
+			s.unpack(ev.op == opText)
+		}
 		c.giveBack(k, false)
 		return MessageType(ev.op), s, nil
 	}
@@ -153,6 +159,8 @@ func (s *stream) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		case len(p) == 0:
 			return 0, nil
+		case s.packed != nil:
+			return s.packed.read(k, p)
 		}
 		if err := c.borrow(s.ctx, k); err != nil {
 			if c.ReadyState() != Open {
@@ -185,6 +193,8 @@ func (c *WebSocket) skipStream(k *calls) bool {
 	s := k.stream
 	for s != nil && s.open {
 		s.chunk = nil
+		s.packed.end()
+		s.packed = nil
 		if !s.last {
 			ev := c.step()
 			if ev.kind == evNone {

@@ -21,11 +21,11 @@ func (c *WebSocket) Send(m Message) error { return c.transmit(noWait, m) }
 
 // SendText sends s as a text message, like Send.
 func (c *WebSocket) SendText(s string) error {
-	return c.Send(Message{Text, unsafe.Slice(unsafe.StringData(s), len(s))}) // only read
+	return c.Send(Message{Type: Text, Data: unsafe.Slice(unsafe.StringData(s), len(s))}) // only read
 }
 
 // SendBinary sends p as a binary message, like Send.
-func (c *WebSocket) SendBinary(p []byte) error { return c.Send(Message{Binary, p}) }
+func (c *WebSocket) SendBinary(p []byte) error { return c.Send(Message{Type: Binary, Data: p}) }
 
 // checkOutgoing returns the opcode for m. Text that is not UTF-8 is refused
 // here: the peer would have to fail the connection for it (RFC 6455 §8.1).
@@ -65,7 +65,7 @@ func (c *WebSocket) Flush(ctx context.Context) error {
 func (c *WebSocket) BufferedAmount() int {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	return c.wr.buffered
+	return c.writer.buffered
 }
 
 // data is the header of a whole message, without what each frame has of its own.
@@ -89,72 +89,129 @@ func (c *WebSocket) transmit(ctx context.Context, m Message) error {
 	if c.ReadyState() != Open {
 		return c.notOpenErr("send")
 	}
+	if d := c.core.limits.deflate; d.wants(m) {
+		return c.transmitPacked(ctx, d, op, m.Data)
+	}
 	c.wmu.Lock()
 	if c.corkLocked(op, m.Data) {
 		c.wmu.Unlock()
 		return nil
 	}
-	for {
-		if !c.wr.streamed || c.wr.shut {
-			err = c.sendLocked(c.data(op), m.Data)
-		} else {
-			err = c.holdLocked(op, m.Data)
-		}
-		if err != ErrBufferFull || ctx == noWait {
-			break
-		}
-		if err = c.roomWaitLocked(ctx); err != nil {
-			break
-		}
-	}
+	err = c.placeLocked(ctx, c.data(op), m.Data)
 	c.wmu.Unlock()
 	return err
 }
 
+// placeLocked sends a whole message, or queues it behind that of a NextWriter, and waits
+// for room as transmit does. wmu is held, but not meanwhile.
+func (c *WebSocket) placeLocked(ctx context.Context, h header, p []byte) (err error) {
+	for {
+		if !c.writer.streamed || c.writer.mode == writeShut {
+			err = c.sendLocked(h, p)
+		} else {
+			err = c.holdLocked(h, p)
+		}
+		if err != ErrBufferFull || ctx == noWait {
+			return err
+		}
+		if err = c.roomWaitLocked(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// transmitPacked is transmit for a message that is to be compressed.
+func (c *WebSocket) transmitPacked(ctx context.Context, d *deflate, op opcode, p []byte) error {
+	if d.sent != nil {
+		return c.transmitAfter(ctx, d, op, p)
+	}
+	h := c.data(op)
+	packed := d.compress(p)
+	if packed != nil {
+		defer packed.free()
+		h.rsv, p = packedBit, packed.b
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	return c.placeLocked(ctx, h, p)
+}
+
+// transmitAfter is transmitPacked with context takeover. What the peer remembers is
+// what was sent, in that order: so a message is compressed when it is sure to be sent,
+// and next. Behind a NextWriter's it is not compressed.
+func (c *WebSocket) transmitAfter(ctx context.Context, d *deflate, op opcode, p []byte) error {
+	h := c.data(op)
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	for c.writer.mode != writeShut && c.fullLocked(len(p)) {
+		if ctx == noWait {
+			return ErrBufferFull
+		}
+		if err := c.roomWaitLocked(ctx); err != nil {
+			return err
+		}
+	}
+	if c.writer.mode != writeShut && !c.writer.streamed {
+		if packed := compressAfter(p, d.sent.b); packed != nil {
+			defer packed.free()
+			h.rsv = packedBit
+			err := c.sendLocked(h, packed.b)
+			if err == nil {
+				d.sent.add(p)
+			}
+			if err != ErrBufferFull { // of the cork's messages, which the kernel has not taken
+				return err
+			}
+			h.rsv = 0
+		}
+	}
+	return c.placeLocked(ctx, h, p)
+}
+
 // holdLocked queues a message behind the one that a NextWriter has under way.
-func (c *WebSocket) holdLocked(op opcode, p []byte) error {
-	if c.full(len(p)) {
+func (c *WebSocket) holdLocked(h header, p []byte) error {
+	if c.fullLocked(len(p)) {
 		return ErrBufferFull
 	}
-	w := c.wr.moreLocked()
+	w := c.writer.makeBacklogLocked()
 	if w.held == nil {
 		w.held = newOutbox()
 	}
-	c.wr.buffered += len(p)
+	c.writer.buffered += len(p)
 	w.heldSize += len(p)
-	w.held.enqueue(c.data(op), p)
+	w.held.enqueue(framesOf(h, p))
 	return nil
 }
 
-// full reports whether n bytes more would be too many for the queue. An empty
+// fullLocked reports whether n bytes more would be too many for the queue. An empty
 // one takes any message. wmu is held.
-func (c *WebSocket) full(n int) bool {
-	w := &c.wr
+func (c *WebSocket) fullLocked(n int) bool {
+	w := &c.writer
 	most := c.set.maxBuffered
-	return most >= 0 && (w.out != nil || w.held() != nil) && w.buffered+n > most
+	return most >= 0 && (w.out != nil || w.heldLocked() != nil) && w.buffered+n > most
 }
 
 // sendLocked sends what h describes, which is next in order. wmu is held.
 func (c *WebSocket) sendLocked(h header, p []byte) error {
-	w := &c.wr
+	w := &c.writer
 	size := headerSize(len(p), h.masked) + len(p)
 	small := len(p) <= smallMax
 	if w.cork != nil && (small && w.cork.len()+size > c.corkMax() || !small && (h.masked || c.raw == nil)) {
 		c.flushLocked()
 	}
 	switch {
-	case w.shut:
+	case w.mode == writeShut:
 		return c.closedErr("send")
 	case w.out != nil:
-		if c.full(len(p)) {
+		if c.fullLocked(len(p)) {
 			return ErrBufferFull
 		}
 		w.buffered += len(p)
-		w.out.enqueue(h, p)
-	case w.corking && small && size <= c.corkMax():
+		w.out.enqueue(framesOf(h, p))
+	case w.mode == writeCorked && small && size <= c.corkMax():
 		if w.cork == nil {
 			w.cork = newBlock()
-			c.watch()
+			c.watchCorkLocked()
 		}
 		w.buffered += len(p)
 		w.cork.b = appendData(w.cork.b, h, p)
@@ -162,15 +219,15 @@ func (c *WebSocket) sendLocked(h header, p []byte) error {
 		w.buffered += len(p)
 		op := newWrite()
 		op.one = appendData(op.small[:0], h, p)
-		c.writeNow(op)
+		c.writeNowLocked(op)
 	case h.masked || c.raw == nil: // it must be copied anyway
 		w.buffered += len(p)
 		w.out = newOutbox()
-		w.out.enqueue(h, p)
-		c.writeQueued()
+		w.out.enqueue(framesOf(h, p))
+		c.writeQueuedLocked()
 	default:
 		w.buffered += len(p)
-		c.writeLarge(h, p)
+		c.writeLargeLocked(h, p)
 	}
 	return nil
 }
@@ -183,8 +240,8 @@ func (c *WebSocket) push() (empty bool, err error) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	c.flushLocked()
-	if c.wr.out == nil && c.wr.held() == nil {
-		if c.wr.buffered > 0 { // dropped
+	if c.writer.out == nil && c.writer.heldLocked() == nil {
+		if c.writer.buffered > 0 { // dropped
 			return false, c.closedErr("flush")
 		}
 		return true, nil
@@ -197,34 +254,8 @@ func (c *WebSocket) awaitRoom(ctx context.Context) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	c.flushLocked()
-	if c.wr.out == nil && c.wr.held() == nil {
+	if c.writer.out == nil && c.writer.heldLocked() == nil {
 		return nil
 	}
 	return c.roomWaitLocked(ctx)
-}
-
-// roomWaitLocked waits for roomLocked, or for ctx's end. wmu is held, but not
-// while it waits.
-func (c *WebSocket) roomWaitLocked(ctx context.Context) error {
-	w := c.wr.moreLocked()
-	if w.room == nil {
-		w.room = make(chan struct{})
-	}
-	ch := w.room
-	c.wmu.Unlock()
-	defer c.wmu.Lock()
-	select {
-	case <-ch:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// roomLocked wakes whoever waits for room. wmu is held.
-func (c *WebSocket) roomLocked() {
-	if w := c.wr.more; w != nil && w.room != nil {
-		close(w.room)
-		w.room = nil
-	}
 }

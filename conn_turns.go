@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"context"
+	"runtime"
 	"time"
 )
 
@@ -9,20 +10,90 @@ import (
 // and the program reads by calls, the goroutine of a Read borrows it and gives it
 // back.
 
+// Who has the read side: the lower bits of WebSocket.reader. The first three follow
+// each other without a lock, the others are entered and left with mu held.
+const (
+	// readerOwns: the connection's goroutine works on it or waits for bytes. Next:
+	// readerAway, readerGated.
+	readerOwns uint32 = iota
+	// readerAway: it runs a callback. Next: readerOwns, readerWatched.
+	readerAway
+	// readerWatched: the clock has the side for a moment, to read ahead. Next:
+	// readerAway.
+	readerWatched
+	// readerGated: it waits, with a message at hand, for somebody who wants it.
+	// Next: readerBorrowed, readerOwns.
+	readerGated
+	// readerBorrowed: a Read has the side, or the clock. Next: readerGated if more of
+	// what it wants is at hand, readerResumes, readerFills.
+	readerBorrowed
+	// readerResumes: it is to go on. Next: readerOwns.
+	readerResumes
+	// readerFills: it is to go on, and first of all to get more bytes. Next:
+	// readerOwns.
+	readerFills
+
+	readerMask uint32 = 7
+	newHandler uint32 = 8 // beside them: rare.handler is to replace handler
+)
+
+// readSide tells who has the read side.
+func (c *WebSocket) readSide() uint32 { return c.reader.Load() & readerMask }
+
+// setReadSideLocked moves the read side to s. mu is held, and the side was the
+// caller's to give, or the gate's.
+func (c *WebSocket) setReadSideLocked(s uint32) {
+	for {
+		old := c.reader.Load()
+		if c.reader.CompareAndSwap(old, old&^readerMask|s) {
+			return
+		}
+	}
+}
+
+// goAway and comeBack enclose a callback on the reader's goroutine.
+func (c *WebSocket) goAway() { c.reader.Add(readerAway - readerOwns) }
+
+func (c *WebSocket) comeBack() {
+	if !c.reader.CompareAndSwap(readerAway, readerOwns) {
+		c.awaitWatch()
+	}
+}
+
+// awaitWatch is comeBack beside newHandler, and waits for the clock, which waits for
+// nothing.
+func (c *WebSocket) awaitWatch() {
+	for {
+		v := c.reader.Load()
+		if v&readerMask == readerAway && c.reader.CompareAndSwap(v, v-readerAway+readerOwns) {
+			return
+		}
+		runtime.Gosched()
+	}
+}
+
+// seizeReader takes the read side of a reader that is away, until releaseReader.
+func (c *WebSocket) seizeReader() bool {
+	v := c.reader.Load()
+	return v&readerMask == readerAway && c.reader.CompareAndSwap(v, v-readerAway+readerWatched)
+}
+
+func (c *WebSocket) releaseReader() { c.reader.Add(^(readerWatched - readerAway) + 1) }
+
 // step looks for a message, or a piece of one, in what has been received. None
 // means that more must come first. The read side is borrowed.
 func (c *WebSocket) step() event {
-	for c.in != nil && int(c.rd.off) < len(c.in.b) && c.rd.verdict == vMore {
-		ev, n := c.core.next(c.in.b[c.rd.off:])
+	for c.in != nil && int(c.read.off) < len(c.in.b) && c.read.verdict == vMore {
+		ev, n := c.core.next(c.in.b[c.read.off:])
 		if ev.kind == evNone && n == 0 {
 			break
 		}
-		c.rd.off += int32(n)
+		c.read.off += int32(n)
 		switch ev.kind {
 		case evMessage, evChunk, evLastChunk:
 			return ev
 		}
-		c.rd.verdict = c.handle(ev)
+		c.read.verdict = c.handle(ev)
 	}
 	return event{}
 }
@@ -30,11 +101,11 @@ func (c *WebSocket) step() event {
 // takeTurn fixes the reading style and waits for the Read that is going on.
 func (c *WebSocket) takeTurn(ctx context.Context) (*calls, error) {
 	c.mu.Lock()
-	if c.lf.callbacks {
+	if c.life.style == styleCallbacks {
 		c.mu.Unlock()
 		return nil, ErrReading
 	}
-	c.lf.reading = true
+	c.life.style = styleCalls
 	c.beginHeldLocked()
 	k := c.callsLocked()
 	c.mu.Unlock()
@@ -61,8 +132,8 @@ func (c *WebSocket) borrow(ctx context.Context, k *calls) error {
 		case c.ReadyState() != Open:
 			c.mu.Unlock()
 			return c.notOpenErr("read")
-		case c.lf.gated && !c.lf.resume:
-			c.lf.lent = true
+		case c.readSide() == readerGated:
+			c.setReadSideLocked(readerBorrowed)
 			c.mu.Unlock()
 			return nil
 		}
@@ -81,17 +152,24 @@ func (c *WebSocket) borrow(ctx context.Context, k *calls) error {
 // program sends is collected, as in a callback, until it reads on.
 func (c *WebSocket) giveBack(k *calls, more bool) {
 	s := k.stream
-	next := c.in != nil && int(c.rd.off) < len(c.in.b) && !c.core.assembling() && c.mustWait()
-	atHand := !more && c.rd.verdict == vMore && (next || s != nil && s.open && (len(s.chunk) > 0 || s.last))
+	next := c.in != nil && int(c.read.off) < len(c.in.b) && !c.core.assembling() && c.mustWait()
+	atHand := !more && c.read.verdict == vMore && (next || s != nil && s.open && (len(s.chunk) > 0 || s.last))
 	if atHand && next {
 		c.openCork()
-	} else if c.rd.corked {
+	} else if c.read.corked {
 		c.uncork()
 	}
 	c.mu.Lock()
-	c.lf.lent = false
-	c.lf.resume, c.lf.fill = !atHand, more && c.rd.verdict == vMore
-	if x := c.lf.x; !atHand || c.aborted.Load() || c.ReadyState() != Open || x.tasks != nil || !x.readUntil.IsZero() {
+	k.took = true
+	switch {
+	case atHand:
+		c.setReadSideLocked(readerGated)
+	case more && c.read.verdict == vMore:
+		c.setReadSideLocked(readerFills)
+	default:
+		c.setReadSideLocked(readerResumes)
+	}
+	if x := c.life.rare; !atHand || c.severed() || c.ReadyState() != Open || x.tasks != nil || !x.readUntil.IsZero() {
 		c.openGateLocked()
 	}
 	c.mu.Unlock()
@@ -99,7 +177,7 @@ func (c *WebSocket) giveBack(k *calls, more bool) {
 
 // wakeReadLocked has borrow look again. mu is held.
 func (c *WebSocket) wakeReadLocked() {
-	if calls := c.seldom().calls; calls != nil {
+	if calls := c.rareLocked().calls; calls != nil {
 		signal(calls.arrived)
 	}
 }
@@ -112,42 +190,36 @@ func (c *WebSocket) awaitGate() (v verdict, fill bool) {
 	for {
 		c.runTasks()
 		c.mu.Lock()
-		lf, calls := &c.lf, c.callsLocked()
+		life, calls := &c.life, c.callsLocked()
 		c.takeHandlerLocked()
+		side := c.readSide()
 		switch {
-		case lf.lent:
-		case lf.x.tasks != nil && lf.entry != entryHeld:
+		case side == readerBorrowed:
+		case life.rare.tasks != nil && life.stage != stageHeld:
 			c.mu.Unlock()
 			continue
-		case c.aborted.Load():
-			lf.gated = false
+		case c.severed(), life.rare.overdue() && !(calls.took && c.readOnLocked()):
+			c.setReadSideLocked(readerOwns)
 			c.mu.Unlock()
 			return vEnded, false
-		case lf.x.overdue():
-			lf.gated = false
+		case side == readerResumes, side == readerFills:
+			c.setReadSideLocked(readerOwns)
 			c.mu.Unlock()
-			return vEnded, false
-		case lf.resume:
-			fill = lf.fill
-			lf.resume, lf.fill, lf.gated = false, false, false
-			c.mu.Unlock()
-			if fill {
+			if side == readerFills {
 				c.compact()
 			}
-			return c.rd.verdict, fill
+			return c.read.verdict, side == readerFills
 		case c.handler != nil || c.ReadyState() != Open:
-			lf.gated = false
+			c.setReadSideLocked(readerOwns)
 			calls.full = event{}
 			if !c.core.streaming() || calls.stream.last { // the rest of a stream is still to come, and thrown away
 				c.core.release()
 			}
 			c.mu.Unlock()
 			return vMore, false
-		default:
-			if !lf.gated {
-				lf.gated = true
-				c.wakeReadLocked()
-			}
+		case side == readerOwns:
+			c.setReadSideLocked(readerGated)
+			c.wakeReadLocked()
 		}
 		c.mu.Unlock()
 		<-calls.gate
@@ -160,7 +232,7 @@ func (x *rare) overdue() bool { return !x.readUntil.IsZero() && !time.Now().Befo
 
 // openGateLocked has awaitGate look again. mu is held.
 func (c *WebSocket) openGateLocked() {
-	if calls := c.seldom().calls; calls != nil {
+	if calls := c.rareLocked().calls; calls != nil {
 		signal(calls.gate)
 	}
 }
@@ -176,8 +248,9 @@ func signal(ch chan struct{}) {
 // calls is what reading by calls needs, and a message that waits to be wanted.
 type calls struct {
 	gate    chan struct{} // the reader waits here for somebody who wants messages; buffered, one token
-	arrived chan struct{} // a Read waits here for life.gated; buffered, one token
+	arrived chan struct{} // a Read waits here for readerGated; buffered, one token
 	turn    chan struct{} // held by the Read that is going on; buffered, one token
+	took    bool          // a Read has had the read side since readForLocked; guarded by mu
 
 	// Part of the read side, like core.
 	full   event   // a complete message that a Read has begun and not taken
@@ -186,7 +259,7 @@ type calls struct {
 
 // callsLocked returns the part for reading by calls. mu is held.
 func (c *WebSocket) callsLocked() *calls {
-	x := c.rareLocked()
+	x := c.makeRareLocked()
 	if x.calls == nil {
 		x.calls = &calls{
 			gate:    make(chan struct{}, 1),

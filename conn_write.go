@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"context"
 	"errors"
 	"os"
 	"sync"
@@ -24,16 +25,28 @@ const (
 
 // A writer is the state of the write side, guarded by WebSocket.wmu.
 type writer struct {
-	corking  bool     // messages are collected
-	shut     bool     // no more frames: Close was queued, or the transport failed
+	mode     writeMode
 	running  bool     // the writer goroutine exists
 	streamed bool     // a NextWriter's message is under way: other messages wait in held
-	closeBy  uint32   // the clock's time at which the closing handshake must be over, 0: none yet
 	buffered int      // payload bytes not taken by the kernel
 	cork     *buffer  // collected whole frames, nil if none
 	out      *outbox  // queued bytes, nil if none
-	more     *backlog // nil until needed
+	backlog  *backlog // nil until needed
 }
+
+// A writeMode is what becomes of a frame.
+type writeMode uint8
+
+const (
+	// writeDirect: it leaves at once, or joins the queue. Next: writeCorked,
+	// writeShut.
+	writeDirect writeMode = iota
+	// writeCorked: messages are collected. Next: writeDirect, writeShut.
+	writeCorked
+	// writeShut: there are no more frames. Close was queued, or the transport has
+	// failed. Last.
+	writeShut
+)
 
 // A backlog is the part of writer that few sockets need.
 type backlog struct {
@@ -41,64 +54,64 @@ type backlog struct {
 	heldSize int           // those bytes of writer.buffered that are in held
 	room     chan struct{} // closed when the queue has shrunk or the end has come; nil if nobody waits
 	watchdog *time.Timer   // of the cork
-	loan     loan          // the large message that a callback has now
+	received received      // the large message that a callback has now
 	short    bool          // keepQueueShort has been called
 }
 
-// A loan is a message lying in the block it came in, behind its own header, which
+// A received is a message lying in the block it came in, behind its own header, which
 // nobody needs any more: frame[at:] is the message. A reply with the very same
 // payload gets its header written there, a shorter one than that of a masked
 // frame, and leaves in one piece.
-type loan struct {
+type received struct {
 	frame []byte
 	at    int
 }
 
-// lend has sendLocked know what a callback has been given, or with nil has it
+// noteReceived has sendLocked know what a callback has been given, or with nil has it
 // forget that. Only for messages that are not copied anyway.
-func (c *WebSocket) lend(frame []byte, at int) {
+func (c *WebSocket) noteReceived(frame []byte, at int) {
 	c.wmu.Lock()
-	c.wr.moreLocked().loan = loan{frame, at}
+	c.writer.makeBacklogLocked().received = received{frame, at}
 	c.wmu.Unlock()
 }
 
-// echo returns the frame that carries p as h says if it can be had without
+// echoLocked returns the frame that carries p as h says if it can be had without
 // copying p, else nil. wmu is held.
-func (w *writer) echo(h header, p []byte) []byte {
-	if w.more == nil || w.more.loan.frame == nil {
+func (w *writer) echoLocked(h header, p []byte) []byte {
+	if w.backlog == nil || w.backlog.received.frame == nil {
 		return nil
 	}
-	l := w.more.loan
+	l := w.backlog.received
 	from := l.at - headerSize(len(p), false)
 	if from < 0 || len(p) > len(l.frame)-l.at || &p[0] != &l.frame[l.at] {
 		return nil
 	}
-	appendHeader(l.frame[from:from], h.piece(0, 1, len(p)))
+	appendHeader(l.frame[from:from], h)
 	return l.frame[from : l.at+len(p)]
 }
 
-// moreLocked returns the backlog for writing. wmu is held.
-func (w *writer) moreLocked() *backlog {
-	if w.more == nil {
-		w.more = new(backlog)
+// makeBacklogLocked returns the backlog for writing. wmu is held.
+func (w *writer) makeBacklogLocked() *backlog {
+	if w.backlog == nil {
+		w.backlog = new(backlog)
 	}
-	return w.more
+	return w.backlog
 }
 
-// held returns what waits behind a NextWriter's message, nil if nothing does.
-func (w *writer) held() *outbox {
-	if w.more == nil {
+// heldLocked returns what waits behind a NextWriter's message, nil if nothing does.
+func (w *writer) heldLocked() *outbox {
+	if w.backlog == nil {
 		return nil
 	}
-	return w.more.held
+	return w.backlog.held
 }
 
-// settled is what buffered is when the queue is empty.
-func (w *writer) settled() int {
-	if w.more == nil {
+// settledLocked is what buffered is when the queue is empty.
+func (w *writer) settledLocked() int {
+	if w.backlog == nil {
 		return 0
 	}
-	return w.more.heldSize
+	return w.backlog.heldSize
 }
 
 // A vector is several buffers for one write.
@@ -117,8 +130,8 @@ type write struct {
 	n    int  // the result
 	err  error
 
-	heads [maxHeaderSize * writeVec]byte
-	small [maxHeaderSize + smallMax]byte
+	headers [maxHeaderSize * writeVec]byte
+	small   [maxHeaderSize + smallMax]byte
 }
 
 var writePool = sync.Pool{New: func() any {
@@ -140,128 +153,95 @@ func (w *write) free() {
 	writePool.Put(w)
 }
 
-// writeNow makes one attempt to write the whole frames in op.one and gives op
+// writeNowLocked makes one attempt to write the whole frames in op.one and gives op
 // back. What the kernel does not take is copied to the queue. wmu is held, the
 // queue is empty.
-func (c *WebSocket) writeNow(op *write) {
+func (c *WebSocket) writeNowLocked(op *write) {
 	n := 0
 	if c.raw != nil {
 		n = c.writeOnce(op)
 	}
 	switch {
 	case n == len(op.one):
-		c.wr.buffered = c.wr.settled()
+		c.writer.buffered = c.writer.settledLocked()
 	case op.err != nil:
-		c.writeFailed(op.err)
+		c.writeFailedLocked(op.err)
 	default:
-		c.queueFrom(op.one, n)
+		c.queueRestLocked(op, n, frames{})
 	}
 	op.free()
 }
 
-// queueFrom queues the whole frames in b, of which n bytes have been written.
-func (c *WebSocket) queueFrom(b []byte, n int) {
-	w := &c.wr
-	w.out = newOutbox()
-	w.buffered -= w.out.advance(b, n)
-	w.out.push(b[n:])
-	c.startWriter()
-}
-
-// writeLarge writes the cork and then a message from where it lies, header and
+// writeLargeLocked writes the cork and then a message from where it lies, header and
 // payload by turns, as far as the kernel takes it. The rest is copied to the
 // queue. wmu is held, the queue is empty; raw path, listening side.
-func (c *WebSocket) writeLarge(h header, p []byte) {
-	w := &c.wr
-	cork := c.takeCork()
-	frames, size := cut(len(p))
+func (c *WebSocket) writeLargeLocked(h header, p []byte) {
+	w := &c.writer
+	cork := c.takeCorkLocked()
+	defer func() { cork.free() }()
+	f := framesOf(h, p)
 	op := newWrite()
-	if frames == 1 && cork == nil {
-		if op.one = w.echo(h, p); op.one != nil {
-			c.writeNow(op)
+	if cork == nil && f.of == 1 {
+		whole := f
+		if op.one = w.echoLocked(whole.next()); op.one != nil {
+			c.writeNowLocked(op)
 			return
 		}
 	}
 	defer op.free()
 	op.many = true
-	vec := &op.vec
-	for i, at := 0, 0; i < frames; {
-		// As many frames as one write holds.
-		heads := op.heads[:0]
-		nvec, total := 0, 0
-		if cork != nil {
-			vec[0], nvec, total = cork.b, 1, cork.len()
-		}
-		next, end := i, at
-		for next < frames && nvec+2 <= writeVec {
-			part := p[end:min(end+size, len(p))]
+	n := 0 // buffers of this write
+	if cork != nil {
+		op.vec[0], n = cork.b, 1
+	}
+	for f.more() {
+		heads, total := op.headers[:0], cork.len()
+		for f.more() && n+2 <= writeVec {
+			h, part := f.next()
 			from := len(heads)
-			heads = appendHeader(heads, h.piece(next, frames, len(part)))
-			vec[nvec], vec[nvec+1] = heads[from:], part
+			heads = appendHeader(heads, h)
+			op.vec[n], op.vec[n+1] = heads[from:], part
 			total += len(heads) - from + len(part)
-			nvec += 2
-			next++
-			end += len(part)
+			n += 2
 		}
-		clear(vec[nvec:])
-		n := c.writeOnce(op)
+		clear(op.vec[n:])
+		took := c.writeOnce(op)
 		if op.err != nil {
-			cork.free()
-			c.writeFailed(op.err)
+			c.writeFailedLocked(op.err)
 			return
 		}
-		if n < total {
-			c.queueRest(cork, h, p, i, at, n)
+		if took < total {
+			c.queueRestLocked(op, took, f)
 			return
 		}
 		cork.free()
-		cork = nil
-		i, at = next, end
-		w.buffered = w.settled() + len(p) - at
+		cork, n = nil, 0
+		w.buffered = w.settledLocked() + len(f.p)
 	}
 }
 
-// queueRest queues what is left when n bytes of the cork and of the message's
-// frames from the i-th on, whose payload begins at at, have been written. It
-// owns cork.
-func (c *WebSocket) queueRest(cork *buffer, h header, p []byte, i, at, n int) {
-	w := &c.wr
-	o := newOutbox()
-	w.out = o
-	if cork != nil {
-		k := min(n, cork.len())
-		w.buffered -= o.advance(cork.b, k)
-		n -= k
-		if k < cork.len() {
-			o.chunks, o.off = append(o.chunks, cork), k
-		} else {
-			cork.free()
-		}
+// queueRestLocked queues what is left of op's buffers, which are whole frames, when n bytes
+// have been written, and f behind it.
+func (c *WebSocket) queueRestLocked(op *write, n int, f frames) {
+	w := &c.writer
+	w.out = newOutbox()
+	if !op.many {
+		op.many, op.vec = true, vector{op.one}
 	}
-	var head [maxHeaderSize]byte
-	for frames, size := cut(len(p)); i < frames; i++ {
-		part := p[at:min(at+size, len(p))]
-		at += len(part)
-		b := appendHeader(head[:0], h.piece(i, frames, len(part)))
+	for _, b := range op.vec {
 		k := min(n, len(b))
-		w.buffered -= o.advance(b, k)
+		w.buffered -= w.out.advance(b, k)
 		n -= k
-		if k < len(b) {
-			f := o.chunk(maxHeaderSize, maxHeaderSize+len(part))
-			f.b = append(f.b, b[k:]...)
-		}
-		k = min(n, len(part))
-		w.buffered -= o.advance(nil, k)
-		n -= k
-		o.push(part[k:])
+		w.out.push(b[k:])
 	}
-	c.startWriter()
+	w.out.enqueue(f)
+	c.startWriterLocked()
 }
 
-// writeQueued writes what it can of a fresh outbox without waiting, and leaves
+// writeQueuedLocked writes what it can of a fresh outbox without waiting, and leaves
 // the rest to the writer goroutine. wmu is held.
-func (c *WebSocket) writeQueued() {
-	w := &c.wr
+func (c *WebSocket) writeQueuedLocked() {
+	w := &c.writer
 	op := newWrite()
 	defer op.free()
 	op.many = true
@@ -273,7 +253,7 @@ func (c *WebSocket) writeQueued() {
 		}
 		n := c.writeOnce(op)
 		if op.err != nil {
-			c.writeFailed(op.err)
+			c.writeFailedLocked(op.err)
 			return
 		}
 		if n == 0 {
@@ -281,7 +261,7 @@ func (c *WebSocket) writeQueued() {
 		}
 		w.buffered -= w.out.wrote(n)
 	}
-	c.startWriter()
+	c.startWriterLocked()
 }
 
 // writeOnce makes one write, which waits only if op.park is set, and returns
@@ -324,13 +304,13 @@ func (w *write) writeSeam(fd uintptr) {
 // writeLoop writes the queue until it is empty. While it runs nobody else
 // writes to the transport.
 func (c *WebSocket) writeLoop() {
-	w := &c.wr
+	w := &c.writer
 	op := newWrite()
 	defer op.free()
 	op.many, op.park = true, true
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if b := w.moreLocked(); !b.short && (c.raw != nil || foreignOf(c.conn) != nil) {
+	if b := w.makeBacklogLocked(); !b.short && (c.raw != nil || foreignOf(c.conn) != nil) {
 		b.short = true
 		keepQueueShort(c.conn)
 	}
@@ -343,8 +323,8 @@ func (c *WebSocket) writeLoop() {
 			w.out.free()
 			w.out = nil
 			c.setWriteDeadline(time.Time{})
-			if w.shut {
-				c.closeSent()
+			if w.mode == writeShut {
+				c.closeSentLocked()
 			}
 			return
 		}
@@ -357,18 +337,18 @@ func (c *WebSocket) writeLoop() {
 		if n > 0 {
 			w.buffered -= w.out.wrote(n)
 			if !w.out.empty() { // an empty queue tells nothing of the peer
-				c.wroteSome()
+				c.noteWritten()
 			}
 			c.roomLocked()
 		}
 		switch {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded) && n > 0:
-		case errors.Is(err, os.ErrDeadlineExceeded) && !c.aborted.Load():
+		case errors.Is(err, os.ErrDeadlineExceeded) && !c.severed():
 			c.abort(InitiatorTimeout, errWriteTimeout)
-			c.writeFailed(err)
+			c.writeFailedLocked(err)
 		default:
-			c.writeFailed(err)
+			c.writeFailedLocked(err)
 		}
 	}
 }
@@ -395,14 +375,14 @@ func (c *WebSocket) writeWait(op *write) (n int, err error) {
 			n = c.writeOnce(op)
 			err = op.err
 		}
-		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || c.aborted.Load() || s.over(c.conn) {
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || c.severed() || s.over(c.conn) {
 			if foreign {
 				f.pace(n, s.quiet > 0)
 			}
 			return n, err
 		}
 		if s.quiet == 0 {
-			c.wroteSome()
+			c.noteWritten()
 		}
 	}
 }
@@ -411,21 +391,21 @@ func (c *WebSocket) writeWait(op *write) (n int, err error) {
 func (c *WebSocket) setWriteDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.aborted.Load() {
+	if !c.severed() {
 		c.conn.SetWriteDeadline(t)
 	}
 }
 
-// writeFailed ends the write side after a transport error. Messages that have
+// writeFailedLocked ends the write side after a transport error. Messages that have
 // been received are still handed over: the reader finds the end by itself, or
 // is told to look for it no longer than CloseTimeout. wmu is held.
-func (c *WebSocket) writeFailed(err error) {
-	w := &c.wr
-	w.shut, w.corking = true, false
-	c.takeCork().free()
+func (c *WebSocket) writeFailedLocked(err error) {
+	w := &c.writer
+	w.mode = writeShut
+	c.takeCorkLocked().free()
 	w.out.free()
 	w.out = nil
-	w.dropHeld()
+	w.dropHeldLocked()
 	c.roomLocked()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -433,29 +413,36 @@ func (c *WebSocket) writeFailed(err error) {
 	c.readForLocked(orDefault(c.set.closeTimeout, defaultCloseTimeout))
 }
 
-// readForLocked has the socket end when patience is over, whether or not the
-// program has read what has come until then. mu is held.
-func (c *WebSocket) readForLocked(patience time.Duration) {
-	x := c.rareLocked()
-	if !x.readUntil.IsZero() && !time.Now().Add(patience).Before(x.readUntil) {
-		return
+// roomWaitLocked waits for roomLocked, or for ctx's end. wmu is held, but not
+// while it waits.
+func (c *WebSocket) roomWaitLocked(ctx context.Context) error {
+	w := c.writer.makeBacklogLocked()
+	if w.room == nil {
+		w.room = make(chan struct{})
 	}
-	x.readUntil = time.Now().Add(patience)
-	// The reader may be waiting for a program that reads no more.
-	time.AfterFunc(patience, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.openGateLocked()
-	})
-	if !c.aborted.Load() && x.tasks == nil { // tasks have woken the reader, which will set it
-		c.wakeLocked(x.readUntil)
+	ch := w.room
+	c.wmu.Unlock()
+	defer c.wmu.Lock()
+	select {
+	case <-ch:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
-// dropHeld gives up what waits behind a NextWriter's message.
-func (w *writer) dropHeld() {
-	if w.more != nil {
-		w.more.held.free()
-		w.more.held = nil
+// roomLocked wakes whoever waits for room. wmu is held.
+func (c *WebSocket) roomLocked() {
+	if w := c.writer.backlog; w != nil && w.room != nil {
+		close(w.room)
+		w.room = nil
+	}
+}
+
+// dropHeldLocked gives up what waits behind a NextWriter's message.
+func (w *writer) dropHeldLocked() {
+	if w.backlog != nil {
+		w.backlog.held.free()
+		w.backlog.held = nil
 	}
 }

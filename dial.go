@@ -29,7 +29,7 @@ type Dialer struct {
 	// Header is added to the request.
 	Header http.Header
 
-	// TLSConfig is for wss and for an https proxy, which is held against its own
+	// TLSConfig is for wss and for an https proxy, whose certificate is checked for its own
 	// name. nil: the system's trust, the URL's host name. HTTP/1.1 is all that is
 	// agreed on. Renegotiation works if it is allowed; with TLS 1.2 that costs one
 	// more goroutine.
@@ -62,6 +62,10 @@ type Dialer struct {
 	PongTimeout       time.Duration // silence after a ping before the peer is given up; 0: 20 s
 	CloseTimeout      time.Duration // of the closing handshake; 0: 5 s
 
+	// Compression is permessage-deflate (RFC 7692), offered to the peer. The zero value
+	// is off.
+	Compression Compression
+
 	portable bool // test seam: never take the raw path
 	sys      *sysOps
 }
@@ -89,7 +93,7 @@ func (d Dialer) Dial(ctx context.Context, url string, protocols ...string) (*Web
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c.rareLocked().cancel = cancel
+	c.makeRareLocked().cancel = cancel
 	if err := d.connect(ctx, c, a); err != nil {
 		return nil, err
 	}
@@ -104,7 +108,7 @@ func (d Dialer) NewWebSocket(url string, protocols ...string) (*WebSocket, error
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	c.rareLocked().cancel = cancel
+	c.makeRareLocked().cancel = cancel
 	go func() {
 		err := d.connect(ctx, c, a)
 		cancel()
@@ -149,12 +153,18 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 		}
 	}
 	d.Header = header
+	limits := coreLimits{
+		maxMessage:   orDefault(d.MaxMessageSize, defaultMaxMessageSize),
+		maxFragments: fragmentLimit(d.MaxFragments, d.MaxMessageSize),
+	}
+	compress, err := d.Compression.prepare(limits)
+	if err != nil {
+		return nil, nil, err
+	}
 	c := &WebSocket{
 		set: &settings{
-			core: coreLimits{
-				maxMessage:   orDefault(d.MaxMessageSize, defaultMaxMessageSize),
-				maxFragments: fragmentLimit(d.MaxFragments, d.MaxMessageSize),
-			},
+			core:             limits,
+			compress:         compress,
 			maxBuffered:      orDefault(d.MaxBufferedAmount, defaultMaxBufferedAmount),
 			handshakeTimeout: orOff(d.HandshakeTimeout, defaultHandshakeTimeout),
 			writeTimeout:     orOff(d.WriteTimeout, defaultWriteTimeout),
@@ -164,10 +174,8 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 			portable:         d.portable,
 			sys:              d.sys,
 		},
-		where: u.Host + target,
+		url: u.Scheme + "://" + u.Host + target,
 	}
-	c.lf.secure = u.Scheme == "wss"
-	c.wr.shut = true // until it is open
 	return c, &attempt{u, target, addr, slices.Clone(protocols)}, nil
 }
 
@@ -328,10 +336,9 @@ func (c *WebSocket) opened(conn net.Conn, early *buffer) error {
 	defer c.wmu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.aborted.Load() {
-		return c.seldom().cause
+	if c.severed() {
+		return c.rareLocked().cause
 	}
-	c.wr.shut = false
 	beginTLS(conn, c.set.writeTimeout)
 	c.open(conn, true, early)
 	return nil
@@ -351,7 +358,7 @@ func (d *Dialer) establish(ctx context.Context, conn net.Conn, proxy *url.URL, c
 			return nil, nil, "proxy " + proxyAddr(proxy), err
 		}
 	}
-	if c.lf.secure {
+	if c.secure() {
 		name, _, _ := splitHost(a.url.Host)
 		if d.TLSConfig != nil {
 			name = orDefault(d.TLSConfig.ServerName, name)
@@ -396,7 +403,7 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 	var nonce [16]byte
 	rand.Read(nonce[:])
 	key := base64.StdEncoding.EncodeToString(nonce[:])
-	request := d.request(a, key)
+	request := d.request(a, key, c.set.compress)
 	if _, err := conn.Write(request); err != nil {
 		return nil, err
 	}
@@ -405,7 +412,7 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 	defer b.free()
 	size, err := readAnswer(conn, b, most)
 	if r, ok := err.(*refusal); ok {
-		if !c.lf.secure && b.len() > 0 && (b.b[0] == 0x15 || b.b[0] == 0x16) { // alert, handshake: RFC 8446 §5.1
+		if !c.secure() && b.len() > 0 && (b.b[0] == 0x15 || b.b[0] == 0x16) { // alert, handshake: RFC 8446 §5.1
 			return nil, &HandshakeError{Reason: "the answer is TLS: this port takes wss://, not ws://", Err: r}
 		}
 		return nil, &HandshakeError{Reason: "the answer is malformed", Err: r}
@@ -414,17 +421,18 @@ func (d *Dialer) handshake(conn net.Conn, c *WebSocket, a *attempt) (early *buff
 	} else if err != nil {
 		return nil, err
 	}
-	protocol, herr := checkResponse(b.b[:size], acceptKey(key), a.protocols)
+	protocol, limits, herr := checkResponse(b.b[:size], acceptKey(key), a.protocols, c.set.compress)
 	if herr != nil {
 		herr.explain(conn, b.b[:size], b.b[size:])
-		if !c.lf.secure {
+		if !c.secure() {
 			herr.hint()
 		}
 		return nil, herr
 	}
+	c.core.limits = limits
 	c.mu.Lock()
-	c.rareLocked().protocol = protocol
-	c.rareLocked().heads = string(request) + string(b.b[:size])
+	c.makeRareLocked().protocol = protocol
+	c.makeRareLocked().dialHeads = string(request) + string(b.b[:size])
 	c.mu.Unlock()
 	if rest := b.b[size:]; len(rest) > 0 {
 		early = newBuffer(len(rest))
@@ -450,8 +458,8 @@ func readAnswer(conn io.Reader, b *buffer, most int) (size int, err error) {
 			return size, nil
 		}
 		var h head
-		if _, r := h.parseResponse(b.b[:size]); r != nil {
-			return 0, r
+		if _, err := h.parseResponse(b.b[:size]); err != nil {
+			return 0, err
 		}
 		b.b = b.b[:copy(b.b, b.b[size:])]
 		most -= size
@@ -518,15 +526,19 @@ func (e *HandshakeError) hint() {
 
 // maxHead is MaxHeaderBytes, with the least that is of use.
 func (d *Dialer) maxHead() int {
-	return max(orDefault(d.MaxHeaderBytes, defaultMaxHeaderBytes), 512)
+	return headLimit(d.MaxHeaderBytes)
 }
 
 // request renders the opening request.
-func (d *Dialer) request(a *attempt, key string) []byte {
+func (d *Dialer) request(a *attempt, key string, compress *compression) []byte {
 	b := fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n",
 		a.target, a.url.Host, key)
 	if len(a.protocols) > 0 {
 		b = fmt.Appendf(b, "Sec-WebSocket-Protocol: %s\r\n", strings.Join(a.protocols, ", "))
+	}
+	if compress != nil {
+		b = append(b, "Sec-WebSocket-Extensions: "...)
+		b = append(compress.appendOffer(b), "\r\n"...)
 	}
 	if u := a.url.User; u != nil && d.Header.Get("Authorization") == "" {
 		password, _ := u.Password()
@@ -545,19 +557,19 @@ func acceptKey(key string) string {
 	return string(appendAccept(nil, []byte(key)))
 }
 
-// checkResponse holds an answer's head against RFC 6455 §4.1 and the standard,
-// and returns the subprotocol chosen.
-func checkResponse(b []byte, accept string, offered []string) (protocol string, _ *HandshakeError) {
+// checkResponse checks an answer's head by RFC 6455 §4.1 and the standard, and
+// returns the subprotocol chosen, and the limits if compression was agreed on, else nil.
+func checkResponse(b []byte, accept string, offered []string, compress *compression) (protocol string, _ *coreLimits, _ *HandshakeError) {
 	var h head
-	status, r := h.parseResponse(b)
-	if r != nil {
-		return "", &HandshakeError{Reason: "the answer is malformed", Err: r}
+	status, err := h.parseResponse(b)
+	if err != nil {
+		return "", nil, &HandshakeError{Reason: "the answer is malformed", Err: err}
 	}
 	if status == http.StatusSwitchingProtocols && bytes.HasPrefix(b, []byte("HTTP/1.0 ")) {
-		return "", &HandshakeError{Reason: "the answer is malformed", Err: errHeadLine}
+		return "", nil, &HandshakeError{Reason: "the answer is malformed", Err: errHeadLine}
 	}
-	fail := func(reason string) (string, *HandshakeError) {
-		return "", &HandshakeError{Status: status, Reason: reason}
+	fail := func(reason string) (string, *coreLimits, *HandshakeError) {
+		return "", nil, &HandshakeError{Status: status, Reason: reason}
 	}
 	if status != http.StatusSwitchingProtocols {
 		return fail(fmt.Sprintf("the listener answered %d %s", status, http.StatusText(status)))
@@ -572,8 +584,9 @@ func checkResponse(b []byte, accept string, offered []string) (protocol string, 
 	if v, n := h.get("Sec-WebSocket-Accept"); n != 1 || string(v) != accept {
 		return fail("the answer's Sec-WebSocket-Accept is wrong")
 	}
-	if h.lists("Sec-WebSocket-Extensions") {
-		return fail("the answer has an extension that was not offered")
+	params, agreed, ok := compress.answered(&h)
+	if !ok {
+		return fail("the answer has an extension that was not offered, or not so")
 	}
 	v, n := h.get("Sec-WebSocket-Protocol")
 	switch {
@@ -582,5 +595,9 @@ func checkResponse(b []byte, accept string, offered []string) (protocol string, 
 	case n == 0 && len(offered) > 0:
 		return fail("the listener speaks none of the offered subprotocols")
 	}
-	return string(v), nil
+	var limits *coreLimits
+	if agreed {
+		limits = compress.agreed(params, true)
+	}
+	return string(v), limits, nil
 }

@@ -91,9 +91,9 @@ func (d *Dialer) connectHTTP(conn net.Conn, user *url.Userinfo, addr string) (ne
 		return conn, err
 	}
 	var h head // of HTTP/1.0 from many proxies; a tunnel is the same in both
-	status, r := h.parseResponse(b.b[:size])
-	if r != nil {
-		return conn, &HandshakeError{Reason: "the proxy's answer is malformed", Err: r}
+	status, err := h.parseResponse(b.b[:size])
+	if err != nil {
+		return conn, &HandshakeError{Reason: "the proxy's answer is malformed", Err: err}
 	}
 	if status < 200 || status > 299 {
 		e := &HandshakeError{Reason: fmt.Sprintf("the proxy answered %d %s", status, http.StatusText(status))}

@@ -12,6 +12,10 @@ import (
 
 // SOCKS version 5 (RFC 1928) as far as a client that connects needs it, with
 // user and password (RFC 1929). The append and parse functions are pure.
+//
+// golang.org/x/net/proxy does the same, but makes the transport itself, and ends
+// by taking away the deadline, which here is that of the whole dial; its failures
+// are texts without the number.
 
 const (
 	socksVersion     = 5
@@ -22,7 +26,8 @@ const (
 	socksIPv4        = 1
 	socksName        = 3
 	socksIPv6        = 4
-	socksReplyHead   = 5 // the part of a reply that tells its size
+	socksReplyHead   = 5   // the part of a reply that tells its size
+	maxSOCKSString   = 255 // bytes of a user, a password or a name
 )
 
 var (
@@ -67,7 +72,7 @@ func parseSOCKSMethod(b [2]byte, login bool) (method byte, err error) {
 
 // appendSOCKSLogin appends VER, ULEN, UNAME, PLEN, PASSWD.
 func appendSOCKSLogin(b []byte, user, password string) ([]byte, error) {
-	if user == "" || len(user) > 255 || len(password) > 255 {
+	if user == "" || len(user) > maxSOCKSString || len(password) > maxSOCKSString {
 		return nil, errSOCKSLogin
 	}
 	b = append(b, socksPasswordVer, byte(len(user)))
@@ -83,7 +88,7 @@ func appendSOCKSRequest(b []byte, host string, port uint16) ([]byte, error) {
 	ip, err := netip.ParseAddr(host)
 	ip = ip.Unmap()
 	switch {
-	case err != nil && len(host) > 255:
+	case err != nil && len(host) > maxSOCKSString:
 		return nil, errSOCKSName
 	case err != nil:
 		b = append(b, socksName, byte(len(host)))
@@ -171,7 +176,7 @@ func socksConnect(conn io.ReadWriter, user *url.Userinfo, addr string) error {
 		return err
 	}
 	// A failure need not have an address behind it.
-	var reply [4 + 1 + 255 + 2]byte
+	var reply [4 + 1 + maxSOCKSString + 2]byte
 	if _, err := io.ReadFull(conn, reply[:2]); err != nil {
 		return err
 	}

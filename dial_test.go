@@ -257,7 +257,7 @@ func TestSection4_1_Answer(t *testing.T) {
 		{"HTTP/1.2", swapped("HTTP/1.1", "HTTP/1.2"), "", ""},
 		{"protocol", goodAnswer + "Sec-WebSocket-Protocol: b\r\n\r\n", "a b", "b"},
 	} {
-		if p, err := checkResponse([]byte(c.answer), sampleAccept, strings.Fields(c.offered)); err != nil || p != c.protocol {
+		if p, _, err := checkResponse([]byte(c.answer), sampleAccept, strings.Fields(c.offered), nil); err != nil || p != c.protocol {
 			t.Errorf("%s: %q, %v", c.name, p, err)
 		}
 	}
@@ -298,7 +298,7 @@ func TestSection4_1_Answer(t *testing.T) {
 		{"folded", swapped(up, "Upgrade:\r\n websocket\r\n"), "", 0, "malformed"},
 		{"Name :", swapped(up, "Upgrade : websocket\r\n"), "", 0, "malformed"},
 	} {
-		p, err := checkResponse([]byte(c.answer), sampleAccept, strings.Fields(c.offered))
+		p, _, err := checkResponse([]byte(c.answer), sampleAccept, strings.Fields(c.offered), nil)
 		if err == nil || p != "" || err.Status != c.status || !strings.Contains(err.Reason, c.reason) {
 			t.Errorf("%s: %q, %v", c.name, p, err)
 		}

@@ -10,12 +10,6 @@
 // The names are those of a proposal of 2009, which put a WebSocketListener
 // beside the browser's WebSocket, and of the WHATWG WebSockets standard.
 //
-// # The data's way
-//
-//	in:   bytes → frame.go → message.go → conn_read.go → OnMessage, or conn_reader.go → Read
-//	out:  Send → conn_send.go, conn_write.go, conn_outbox.go → frame.go → bytes
-//	port: listener.go, listener_addresses.go → nat.Manager → nat.Mapper → the router
-//
 // An idle connection is one parked goroutine without a buffer. What it receives
 // is taken apart and unmasked where it lies; a message that arrived in one piece
 // is never copied.
@@ -27,8 +21,8 @@
 // peer. Message.Data is loaned in OnMessage: it is valid until the callback
 // returns. Builds with the race detector overwrite it then.
 //
-// Who prefers calls to callbacks uses Read, Messages, NextReader or NetConn; the
-// first use of either style fixes it. Control frames are answered in both. In
+// To use calls instead of callbacks there are Read, Messages, NextReader and NetConn;
+// the first use of either style fixes it. Control frames are answered in both. In
 // Read's style the Data is the caller's.
 //
 // A handler may stay in OnConnection and read there in a loop, as handlers
@@ -36,16 +30,27 @@
 // returns.
 //
 // Send never blocks: what the kernel does not take is queued up to
-// MaxBufferedAmount, then Send says ErrBufferFull; Write waits instead. Once a
-// socket is closing, errors wrap net.ErrClosed and the [CloseEvent], which says
-// who ended it and why: what the peer did wrong is a [ProtocolError] or a
-// [LimitError] in it, what the program did wrong a [SyntaxError] at the call.
+// MaxBufferedAmount, then Send says ErrBufferFull; Write waits instead.
 //
 // Peers that fall silent are pinged, and given up if they stay so. Their own pings are
 // answered also while the program is busy, behind up to 16 KiB of messages. A context
 // that ends ends only the wait, never the connection.
 //
 // In every option zero stands for the default and negative for off.
+//
+// # Errors
+//
+//   - [CloseEvent]: how a connection ended, by whom and why. OnClose gets it, and once
+//     the socket is closing every error wraps it, and [net.ErrClosed].
+//   - [ProtocolError] and [LimitError], in a CloseEvent: what the peer did wrong, and
+//     which of our limits it went over.
+//   - [SyntaxError]: an argument that cannot be. Nothing was sent or opened.
+//   - [HandshakeError]: why a dial did not succeed, with the other side's answer.
+//   - [RejectError]: what Authorize returns to choose the answer.
+//   - [ErrBufferFull], [ErrReading], [ErrNotOpen]: the call was not possible now; the
+//     connection lives on.
+//
+// A context that ends is returned as its cause.
 //
 // # Who may connect
 //
@@ -70,6 +75,14 @@
 // program that runs an http.Server already mounts a listener in it with
 // [ListenConfig.Handler].
 //
+// # Compression
+//
+// Messages are compressed if [Compression] turns it on, in ListenConfig or Dialer, and the
+// peer supports permessage-deflate (RFC 7692). It is off by default: it costs more than
+// the rest of a message does, and a secret beside text that an attacker chooses can be
+// guessed by its size (Message.Plain leaves a message out). Limits apply to what a
+// message becomes.
+//
 // # Limitations
 //
 //   - Browsers let a page that was loaded over https open ws:// only to this
@@ -79,6 +92,5 @@
 //   - The certificate for wss is the program's to get (ListenConfig.TLSConfig).
 //     Over TLS a waiting connection holds some 15 KB more, and crypto/tls
 //     allocates for every message.
-//   - There is no compression yet.
 //   - WebSocket over HTTP/2 and HTTP/3 (RFC 8441, RFC 9220) is not spoken.
 package peerws

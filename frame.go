@@ -23,7 +23,9 @@ func (o opcode) isControl() bool { return o&0x8 != 0 }
 const (
 	finBit  = 0x80
 	rsvBits = 0x70
-	maskBit = 0x80
+
+	packedBit = 0x40 // RSV1: the message is compressed (RFC 7692 §6)
+	maskBit   = 0x80
 
 	maxHeaderSize  = 14  // 2 + 8 of extended length + 4 of masking key
 	maxControlSize = 125 // §5.5

@@ -37,6 +37,7 @@ var (
 	errProtocols    = &refusal{400, nil, "The request's Sec-WebSocket-Protocol is malformed."}
 	errNoProtocol   = &refusal{400, nil, "None of the offered subprotocols is spoken here."}
 	errFull         = &refusal{503, nil, "This peer has no room for another connection."}
+	errSilent       = &refusal{503, nil, "There are too many others who wait, and no request has come."}
 	errCrowd        = &refusal{503, nil, "There are too many connections from your address."}
 	errClosing      = &refusal{503, nil, "This peer is going away."}
 )
@@ -83,8 +84,8 @@ func (r *refusal) writeTo(w http.ResponseWriter, req *http.Request) {
 
 // readHead reads from conn into b until the blank line that ends the head, and
 // returns the head's size; bytes of b behind it have come early. b grows up to
-// most. It may hold the
-// first bytes already. Deadlines are the caller's. An error that is a *refusal has an answer.
+// most. It may hold the first bytes already. Deadlines are the caller's. An error
+// that is a *refusal has an answer.
 func readHead(conn io.Reader, b *buffer, most int) (n int, err error) {
 	return readFrom(conn, b, most, false)
 }
@@ -106,8 +107,8 @@ func readFrom(conn io.Reader, b *buffer, most int, blank bool) (n int, err error
 		}
 		half := blank && b.len() == 1 && b.b[0] == '\r'
 		if b.len() > from && !half {
-			if n, r := headEnd(b.b, from); r != nil {
-				return 0, r
+			if n, err := headEnd(b.b, from); err != nil {
+				return 0, err
 			} else if n > 0 {
 				return n, nil
 			}
@@ -142,12 +143,15 @@ type opening struct {
 	foreign      bool   // only others than the listener's are offered, of which Respond may choose
 	key          []byte
 	head         *head // of the request, valid as long as the windows are
+
+	compress bool          // permessage-deflate is accepted, as
+	deflate  deflateParams // says
 }
 
-// checkRequest holds a request that wants an upgrade against RFC 6455 §4.2.1,
-// the policy for origins, and the listener's protocols, of which the first that
-// is offered is chosen.
-func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal) {
+// checkRequest checks a request that wants an upgrade by RFC 6455 §4.2.1, the
+// policy for origins, and the listener's protocols, of which the first that is
+// offered is chosen.
+func checkRequest(h *head, p *policy, protocols []string) (o opening, err error) {
 	host, hosts := h.get("Host")
 	length, lengths := h.get("Content-Length")
 	_, encodings := h.get("Transfer-Encoding")
@@ -164,10 +168,10 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	case encodings > 0 || lengths > 1 || lengths == 1 && string(length) != "0":
 		return o, errBody
 	}
-	host, target, r := splitTarget(h.target, host)
+	host, target, err := splitTarget(h.target, host)
 	switch {
-	case r != nil:
-		return o, r
+	case err != nil:
+		return o, err
 	case !h.hasToken("Connection", "upgrade"):
 		return o, errConnection
 	case versions > 1:
@@ -179,13 +183,13 @@ func checkRequest(h *head, p *policy, protocols []string) (o opening, r *refusal
 	case origins > 1:
 		return o, errOrigins
 	case origins == 1:
-		if r := p.check(string(origin), h.authority(host), h.ours); r != nil {
-			return o, r
+		if err := p.check(string(origin), h.authority(host), h.ours); err != nil {
+			return o, err
 		}
 	}
 	o.key, o.host, o.target, o.head = key, host, target, h
-	o.protocol, r = chooseProtocol(h, protocols)
-	return o, r
+	o.protocol, err = chooseProtocol(h, protocols)
+	return o, err
 }
 
 // authority is the Host as a browser compares it: over TLS the port that is not
@@ -202,7 +206,7 @@ func (h *head) authority(host []byte) string {
 // has an authority of its own, which replaces that (RFC 9112 §3.2.2); its path
 // may be missing. A % in the path need not be an escape: the WHATWG standard
 // lets it be.
-func splitTarget(t, host []byte) (authority, path []byte, _ *refusal) {
+func splitTarget(t, host []byte) (authority, path []byte, _ error) {
 	if bytes.IndexByte(t, '#') >= 0 {
 		return nil, nil, errTarget
 	}
@@ -259,14 +263,16 @@ func validKey(v []byte) bool {
 	return err == nil && n == 16
 }
 
+// uniqueProtocols is among how many offers two alike are found, at no cost of memory.
+const uniqueProtocols = 16
+
 // chooseProtocol returns the number of the first of ours that is offered, counted
-// from 1; 0 is none. Comparison is exact
-// (RFC 6455 §4.2.2). A listener with protocols refuses a peer that offers only
-// others, but takes one that offers none.
-func chooseProtocol(h *head, ours []string) (int, *refusal) {
+// from 1; 0 is none. Comparison is exact (RFC 6455 §4.2.2). A listener with
+// protocols refuses a peer that offers only others, but takes one that offers none.
+func chooseProtocol(h *head, ours []string) (int, error) {
 	offers, lists := 0, 0
 	best := len(ours)
-	var seen [16][]byte
+	var seen [uniqueProtocols][]byte
 	for _, f := range h.fields {
 		if !f.is("Sec-WebSocket-Protocol") {
 			continue
@@ -307,8 +313,7 @@ func chooseProtocol(h *head, ours []string) (int, *refusal) {
 	return 0, nil
 }
 
-// checkProtocols holds a program's protocols against the standard: tokens, no
-// two alike.
+// checkProtocols checks a program's protocols by the standard: tokens, no two alike.
 func checkProtocols(protocols []string) error {
 	for i, p := range protocols {
 		if !isTokens(p) {
@@ -334,6 +339,10 @@ func (o *opening) appendAnswer(b, header []byte, protocol string) []byte {
 	if protocol != "" {
 		b = append(b, "\r\nSec-WebSocket-Protocol: "...)
 		b = append(b, protocol...)
+	}
+	if o.compress {
+		b = append(b, "\r\nSec-WebSocket-Extensions: "...)
+		b = o.deflate.append(b)
 	}
 	b = append(b, "\r\n"...)
 	b = append(b, header...)
@@ -373,7 +382,7 @@ func checkHeader(what string, h http.Header, own ...string) error {
 }
 
 // Every opening request says these, mostly in these words. They are left out of
-// what is kept of it, as are the first line and Host, which WebSocket.where has.
+// what is kept of it, as are the first line and Host, which WebSocket.url has.
 const usualFields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
 
 // keep returns what of the accepted request, whose head has size bytes, cannot

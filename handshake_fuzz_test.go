@@ -67,7 +67,7 @@ func FuzzHandshake(f *testing.F) {
 		}
 		o, refused := checkRequest(&h, policy, protocols)
 		if refused != nil {
-			wantSentence(t, refused.text+"\n")
+			wantSentence(t, refused.Error()+"\n")
 			return
 		}
 
@@ -102,7 +102,7 @@ func FuzzHandshake(f *testing.F) {
 		if o.protocol > 0 {
 			offer = []string{chosen(o, protocols)}
 		}
-		if protocol, err := checkResponse(answer, acceptKey(key), offer); err != nil || protocol != chosen(o, protocols) {
+		if protocol, _, err := checkResponse(answer, acceptKey(key), offer, nil); err != nil || protocol != chosen(o, protocols) {
 			t.Fatalf("our dialler says %v to %q", err, answer)
 		}
 

@@ -68,7 +68,7 @@ var (
 // has seen without finding the end, so that a slow peer costs linear time. What
 // cannot become a head is refused before its end is seen: clients of other
 // protocols say a line, or a byte, and wait.
-func headEnd(b []byte, from int) (n int, err *refusal) {
+func headEnd(b []byte, from int) (n int, err error) {
 	if from == 0 && len(b) > 0 && !isToken(b[0]) {
 		return 0, errHeadLine
 	}
@@ -92,7 +92,7 @@ func headEnd(b []byte, from int) (n int, err *refusal) {
 }
 
 // parseRequest takes a whole request head apart.
-func (h *head) parseRequest(b []byte) *refusal {
+func (h *head) parseRequest(b []byte) error {
 	line, rest, _ := bytes.Cut(b, []byte("\r\n"))
 	var ok bool
 	if h.method, line, ok = bytes.Cut(line, []byte(" ")); !ok || !isTokens(h.method) {
@@ -113,7 +113,7 @@ func (h *head) parseRequest(b []byte) *refusal {
 }
 
 // parseResponse takes a whole response head apart.
-func (h *head) parseResponse(b []byte) (status int, _ *refusal) {
+func (h *head) parseResponse(b []byte) (status int, _ error) {
 	line, rest, _ := bytes.Cut(b, []byte("\r\n"))
 	proto, line, _ := bytes.Cut(line, []byte(" "))
 	code, reason, _ := bytes.Cut(line, []byte(" "))
@@ -141,7 +141,7 @@ func isHTTP11(p []byte) bool { return isProto(p) && p[5] == '1' && p[7] >= '1' }
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 // parseFields takes the lines behind the start line apart, up to the blank one.
-func (h *head) parseFields(b []byte) *refusal {
+func (h *head) parseFields(b []byte) error {
 	h.fields = h.store[:0]
 	for {
 		var line []byte
@@ -189,17 +189,6 @@ func (h *head) hasToken(name, token string) bool {
 			if v = bytes.Trim(v, " \t"); len(v) == len(token) && strings.EqualFold(string(v), token) {
 				return true
 			}
-		}
-	}
-	return false
-}
-
-// lists reports whether one of the fields called name has an element: empty ones
-// do not count (RFC 9110 §5.6.1.2).
-func (h *head) lists(name string) bool {
-	for _, f := range h.fields {
-		if f.is(name) && len(bytes.Trim(f.value, " \t,")) > 0 {
-			return true
 		}
 	}
 	return false

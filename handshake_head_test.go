@@ -22,7 +22,7 @@ const sampleHead = "GET /chat?room=1 HTTP/1.1\r\n" +
 	"\r\n"
 
 // parseHead takes a request head apart as the handshake does.
-func parseHead(s string) (*head, *refusal) {
+func parseHead(s string) (*head, error) {
 	n, err := headEnd([]byte(s), 0)
 	if err != nil {
 		return nil, err

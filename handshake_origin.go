@@ -61,7 +61,7 @@ func opaqueOrigin(o string) bool { return o == "null" || o == "file://" }
 // check returns nil if a page of origin may connect to host, both as they stand in
 // the request, or else why not. ours is a name that this request proves to be
 // ours, or "".
-func (p *policy) check(origin, host, ours string) *refusal {
+func (p *policy) check(origin, host, ours string) error {
 	if slices.Contains(p.origins, "*") || opaqueOrigin(origin) && slices.Contains(p.origins, origin) {
 		return nil
 	}
@@ -100,11 +100,12 @@ type originError string
 
 func (e originError) Error() string { return string(e) }
 
-// originRefused makes r, if check said it, one that names the request's origin and
+// originRefused makes err, if check said it, one that names the request's origin and
 // host. Both are the peer's words: they are quoted, and cut.
-func originRefused(r *refusal, h *head) error {
-	if r != errOrigin && r != errOriginHost {
-		return r
+func originRefused(err error, h *head) error {
+	r, ok := err.(*refusal)
+	if !ok || r != errOrigin && r != errOriginHost {
+		return err
 	}
 	const most = 100 // bytes
 	origin, _ := h.get("Origin")

@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -77,17 +78,16 @@ type WebSocketListener struct {
 	done          chan struct{}  // closed when it has ended
 	accepting     chan struct{}  // closed when the accept loop is gone
 	arrived       chan struct{}  // a token while a socket waits for Accept
-	place         chan struct{}  // a token when crowd was set and a handshake is over
 	work          sync.WaitGroup // handshakes
 
-	mu           sync.Mutex // leaf: guards what is below
+	mu           sync.Mutex // guards what is below, but addrs; under it only the clock's lock and a transport's, never a socket's
 	state        ListenerState
 	onConnection func(*WebSocket)
 	waiting      []*WebSocket // not handed over yet
 	sockets      []*WebSocket // each knows its index: WebSocket.slot
 	pending      []*arrival   // in the opening handshake
-	crowd        bool         // acceptLoop waits for one of them to leave
-	where        string       // host and target of the last request, shared by sockets
+	queue        queue        // not yet there
+	lastURL      string       // of the last request, shared by sockets
 	reserved     int          // sockets and those about to be
 	perIP        map[ipKey]int
 	err          error
@@ -239,7 +239,7 @@ func (l *WebSocketListener) OnConnection(f func(*WebSocket)) {
 var errHandled = errors.New("peerws: accept: OnConnection is set, it gets the connections")
 
 // Accept waits for the next connection. Connections wait for it, and count
-// against MaxConnections meanwhile. With OnConnection set it returns an error;
+// for MaxConnections meanwhile. With OnConnection set it returns an error;
 // once the listener is closed one that wraps net.ErrClosed.
 func (l *WebSocketListener) Accept(ctx context.Context) (*WebSocket, error) {
 	for {
@@ -306,9 +306,12 @@ func (l *WebSocketListener) openSockets() []*WebSocket {
 	return slices.Clone(l.sockets)
 }
 
-// look is the clock's round. It holds the lock for a few sockets at a time; one
+// clockBatch is how many sockets the clock looks at between two locks of the listener.
+const clockBatch = 64
+
+// checkTimes is the clock's round. It holds the lock for a few sockets at a time; one
 // that is moved by forget meanwhile may be passed over until the next round.
-func (l *WebSocketListener) look(now uint32) (found bool) {
+func (l *WebSocketListener) checkTimes(now uint32) (found bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if t := l.set.handshakeTimeout; t > 0 {
@@ -318,17 +321,17 @@ func (l *WebSocketListener) look(now uint32) (found bool) {
 			}
 		}
 	}
-	var batch [64]*WebSocket
+	var batch [clockBatch]*WebSocket
 	for at := 0; at < len(l.sockets); {
 		n := copy(batch[:], l.sockets[at:])
 		l.mu.Unlock()
 		for _, c := range batch[:n] {
-			c.look(now)
+			c.checkTimes(now)
 		}
 		l.mu.Lock()
 		at += n
 	}
-	return len(l.sockets) > 0 || len(l.pending) > 0
+	return len(l.sockets) > 0 || len(l.pending) > 0 // who waits for a place does so beside pending ones
 }
 
 // forget uncounts a socket that has ended.
@@ -363,7 +366,8 @@ func (l *WebSocketListener) dismiss(c *WebSocket) {
 // dropped, sockets that nobody has taken yet are closed with 1001, the port is given
 // back to the gateway, for which that has 2 s at most. Sockets that were handed
 // over live on. A listener given to Serve that does not end is left behind. Close is
-// idempotent and returns when all of this is done.
+// idempotent and returns when all of this is done. The error of its first call says
+// what is left: a gateway that has not taken the port back is a [*nat.Error] in it.
 func (l *WebSocketListener) Close() error {
 	if !l.setState(ListenerClosed) {
 		<-l.done
@@ -373,13 +377,16 @@ func (l *WebSocketListener) Close() error {
 	stopped := l.stopAccepting()
 	l.mu.Lock()
 	for _, a := range l.pending {
-		if !a.taken {
+		if a.stage != arrivalTaken {
 			a.cutLocked()
 		}
 	}
-	waiting := l.waiting
-	l.waiting = nil
+	waiting, queued := l.waiting, l.queue.waiting
+	l.waiting, l.queue.waiting = nil, nil
 	l.mu.Unlock()
+	for _, a := range queued {
+		l.forgetArrival(a, errClosing)
+	}
 	for _, c := range waiting {
 		l.dismiss(c)
 	}
@@ -391,7 +398,8 @@ func (l *WebSocketListener) Close() error {
 			l.web.stop(ctx)
 		})
 	}
-	wg.Go(l.stopMapping)
+	var unmapped error
+	wg.Go(func() { unmapped = l.stopMapping() })
 	err := l.awaitStopped(stopped)
 	wg.Go(l.awaitHandshakes)
 	wg.Wait()
@@ -399,7 +407,7 @@ func (l *WebSocketListener) Close() error {
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
 	}
-	return err
+	return cmp.Or(err, unmapped)
 }
 
 // stopAccepting closes the transport listener. The channel gets the error when the

@@ -13,8 +13,7 @@ import (
 
 // Admission: what is accepted from the system, and how much of it at a time.
 
-// acceptLoop takes transports from the system. Nothing in it waits for a peer,
-// but for a place among the handshakes.
+// acceptLoop takes transports from the system. Nothing in it waits for a peer.
 func (l *WebSocketListener) acceptLoop() {
 	defer close(l.accepting)
 	var pause time.Duration
@@ -77,15 +76,12 @@ func unusable(err error) bool {
 // first 64 bits of an IPv6 address. 0 is not counted.
 type ipKey uint64
 
-func (l *WebSocketListener) keyOf(a net.Addr) ipKey {
+func keyOf(a net.Addr) ipKey {
 	t, ok := a.(*net.TCPAddr)
-	if !ok || l.maxPerIP < 0 {
+	if !ok {
 		return 0
 	}
 	ip := t.AddrPort().Addr().Unmap()
-	if ip.IsLoopback() && !l.loopback {
-		return 0
-	}
 	if ip.Is4() {
 		b := ip.As4()
 		return 0xFFFF<<32 | ipKey(b[0])<<24 | ipKey(b[1])<<16 | ipKey(b[2])<<8 | ipKey(b[3])
@@ -98,156 +94,144 @@ func (l *WebSocketListener) keyOf(a net.Addr) ipKey {
 	return max(key, 1)
 }
 
-// admit starts the opening handshake of a transport, or turns it away. It
-// returns when the transport has a place.
+// countedKey is what MaxConnectionsPerIP counts an address under.
+func (l *WebSocketListener) countedKey(from ipKey) ipKey {
+	if l.maxPerIP < 0 || !l.loopback && from.isLoopback() {
+		return 0
+	}
+	return from
+}
+
+// isLoopback reports whether it is of 127.0.0.0/8 or ::1. All of ::/64 but that is
+// unused.
+func (k ipKey) isLoopback() bool { return k>>24 == 0xFFFF<<8|127 || k == 1 }
+
+// admit starts the opening handshake of a transport, has it wait for a place among
+// MaxHandshakes, or turns it away.
 func (l *WebSocketListener) admit(conn net.Conn) {
-	var key ipKey
 	conn = adopt(conn)
+	var from ipKey
 	direct := foreignOf(conn) == nil
 	if direct {
-		key = l.keyOf(conn.RemoteAddr())
+		from = keyOf(conn.RemoteAddr())
 	}
-	r := l.awaitPlace(key)
-	if r == nil {
-		var a *arrival
-		if a, r = l.enter(conn, key, direct); r == nil {
-			go a.run()
-			return
-		}
+	away, err := l.arrive(conn, from, direct)
+	if err != nil {
+		l.turnAway(conn, err)
 	}
-	l.turnAway(conn, r)
-}
-
-// silenceGrace is how long an arrival may take to send its request while others
-// wait for its place.
-const silenceGrace = 500 * time.Millisecond
-
-// awaitPlace waits until there is a place among MaxHandshakes. Later ones wait
-// in the system's backlog. While nobody leaves by itself, the oldest arrival that
-// has been silent for too long gives way. Only acceptLoop calls it.
-func (l *WebSocketListener) awaitPlace(key ipKey) *refusal {
-	var t *time.Timer
-	for {
-		l.mu.Lock()
-		switch {
-		case l.state == ListenerClosed:
-			l.mu.Unlock()
-			return errClosing
-		case l.crowdedLocked(key):
-			l.mu.Unlock()
-			return errCrowd
-		case l.maxHandshakes == 0 || len(l.pending) < l.maxHandshakes:
-			l.mu.Unlock()
-			return nil
-		}
-		l.crowd = true
-		wait := l.makeWayLocked(time.Now())
-		l.mu.Unlock()
-		if t == nil {
-			t = time.NewTimer(wait)
-			defer t.Stop()
-		} else {
-			t.Reset(wait)
-		}
-		select {
-		case <-l.place:
-		case <-l.closing:
-		case <-t.C:
-		}
+	if away != nil {
+		l.forgetArrival(away, errCrowd)
 	}
 }
 
-// makeWayLocked cuts an arrival that was refused and is still there, or else the
-// oldest that is still to send its request and has had its grace, unless one that
-// was cut is about to leave. It returns when
-// to look again if nobody leaves until then. l.mu is held.
-func (l *WebSocketListener) makeWayLocked(now time.Time) time.Duration {
-	const again = silenceGrace / 4
-	var oldest *arrival
-	for _, a := range l.pending {
-		switch {
-		case a.cut && now.Sub(a.cutAt) < again:
-			return again
-		case a.cut:
-		case a.refused:
-			a.cutLocked()
-			return again
-		case !a.asked && (oldest == nil || a.since.Before(oldest.since)) && !a.unread(now):
-			oldest = a
-		}
+// arrive is admit with the lock held.
+func (l *WebSocketListener) arrive(conn net.Conn, from ipKey, direct bool) (away *arrival, err error) {
+	since := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := l.countedKey(from)
+	switch {
+	case l.state == ListenerClosed:
+		return nil, errClosing
+	case l.crowdedLocked(key):
+		return nil, errCrowd
+	case key != 0:
+		l.perIP[key]++
 	}
-	if oldest == nil {
-		return again
+	a := newArrival(l, conn, since)
+	a.key, a.from = key, from
+	if !direct {
+		a.stage = arrivalLocating
 	}
-	if left := silenceGrace - now.Sub(oldest.since); left > 0 {
-		return left
+	if l.maxHandshakes > 0 && len(l.pending) >= l.maxHandshakes {
+		return l.queueLocked(a), nil
 	}
-	oldest.cutLocked()
-	return again
-}
-
-// unread reports whether the peer has sent what the handshake has not taken yet,
-// for want of processor time. It is asked only of one that is to give way.
-func (a *arrival) unread(now time.Time) bool {
-	if now.Sub(a.since) < silenceGrace {
-		return false
-	}
-	raw := rawConn(a.conn)
-	if raw == nil {
-		return false
-	}
-	empty := true
-	raw.Control(func(fd uintptr) { empty = sysEmpty(fd) })
-	return !empty
+	l.beginLocked(a)
+	return nil, nil
 }
 
 // An arrival is a transport in its opening handshake. Arrivals are pooled.
 type arrival struct {
 	l    *WebSocketListener
 	conn net.Conn // the transport itself, without TLS
-	key  ipKey
-	late bool   // not counted under its address yet
-	run  func() // handshake, made once: starting a goroutine of it allocates nothing
+	key  ipKey    // what it is counted under
+	run  func()   // handshake, made once: starting a goroutine of it allocates nothing
 
 	// Guarded by l.mu.
-	since   time.Time // when it began
-	cutAt   time.Time // if cut
-	slot    int       // index in l.pending, -1 if it is not there
-	asked   bool      // its whole request has been read
-	refused bool      // it may take lingerTime to read why, if nobody waits for its place
-	taken   bool      // it is being told that it is accepted: Close says goodbye to its socket
-	cut     bool      // its deadline is past: HandshakeTimeout is over, it gives way, or the listener closes
+	from  ipKey // its address, 0 if that is not known
+	sent  bool  // it waits in the queue, and has sent something
+	stage arrivalStage
+	slot  int       // index in l.pending, -1 if it is not there
+	since time.Time // when it began
+	cutAt time.Time // when its deadline was set to the past: HandshakeTimeout is over, it gives way, or the listener closes
 }
+
+// An arrivalStage is how far an opening handshake has come.
+type arrivalStage uint8
+
+const (
+	// arrivalLocating: it is not counted under its address yet, which its transport
+	// is asked for. Next: arrivalReading, arrivalRefused.
+	arrivalLocating arrivalStage = iota
+	// arrivalReading: its request is being read. Next: arrivalAsked, arrivalRefused.
+	arrivalReading
+	// arrivalAsked: its whole request has been read. Next: arrivalTaken,
+	// arrivalRefused.
+	arrivalAsked
+	// arrivalTaken: it is being told that it is accepted; Close says goodbye to its
+	// socket. Last.
+	arrivalTaken
+	// arrivalRefused: it has its answer, and lingerTime to read that, if nobody
+	// waits for its place. Last.
+	arrivalRefused
+)
 
 var arrivalPool sync.Pool
 
-// enter counts a transport as being in its opening handshake, and with count
-// under its address, too. One that comes with its request read already needs no
-// place among MaxHandshakes.
-func (l *WebSocketListener) enter(conn net.Conn, key ipKey, count bool) (*arrival, *refusal) {
-	since := time.Now()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case count && l.crowdedLocked(key):
-		return nil, errCrowd
-	case l.state == ListenerClosed:
-		return nil, errClosing
-	}
-	if count && key != 0 {
-		l.perIP[key]++
-	}
+func newArrival(l *WebSocketListener, conn net.Conn, since time.Time) *arrival {
 	a, _ := arrivalPool.Get().(*arrival)
 	if a == nil {
 		a = new(arrival)
 		a.run = a.handshake
 	}
-	a.l, a.conn, a.key, a.since, a.slot = l, conn, key, since, len(l.pending)
-	a.late, a.asked, a.refused, a.taken = !count, false, false, false
+	a.l, a.conn, a.since, a.slot, a.stage = l, conn, since, -1, arrivalReading
+	return a
+}
+
+// beginLocked gives an arrival a place, and starts its handshake. l.mu is held.
+func (l *WebSocketListener) beginLocked(a *arrival) {
+	l.enterLocked(a)
+	go a.run()
+}
+
+// enterLocked counts an arrival as being in its opening handshake. l.mu is held.
+func (l *WebSocketListener) enterLocked(a *arrival) {
+	a.slot = len(l.pending)
 	l.pending = append(l.pending, a)
 	l.work.Add(1)
 	l.clock.wind()
+}
+
+// enter is for a transport that comes with its request read already, and is counted
+// under its address: it needs no place among MaxHandshakes.
+func (l *WebSocketListener) enter(conn net.Conn, key ipKey) (*arrival, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state == ListenerClosed {
+		return nil, errClosing
+	}
+	a := newArrival(l, conn, time.Now())
+	a.key, a.stage = key, arrivalAsked
+	l.enterLocked(a)
 	return a, nil
+}
+
+// forgetArrival turns away one that had no place yet.
+func (l *WebSocketListener) forgetArrival(a *arrival, err error) {
+	conn, key := a.conn, a.key
+	a.free()
+	l.leave(key)
+	l.turnAway(conn, err)
 }
 
 // crowdedLocked reports whether MaxConnectionsPerIP is reached. l.mu is held.
@@ -257,12 +241,16 @@ func (l *WebSocketListener) crowdedLocked(key ipKey) bool {
 
 // locate asks a transport that is not the system's own for its address, which
 // may take until the arrival is cut, and counts it.
-func (a *arrival) locate() *refusal {
-	if !a.late {
+func (a *arrival) locate() error {
+	l := a.l
+	l.mu.Lock()
+	known := a.stage != arrivalLocating
+	l.mu.Unlock()
+	if known {
 		return nil
 	}
-	l := a.l
-	key := l.keyOf(foreignOf(a.conn).locate())
+	from := keyOf(foreignOf(a.conn).locate())
+	key := l.countedKey(from)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.crowdedLocked(key) {
@@ -271,14 +259,14 @@ func (a *arrival) locate() *refusal {
 	if key != 0 {
 		l.perIP[key]++
 	}
-	a.key, a.late = key, false
+	a.key, a.from, a.stage = key, from, arrivalReading
 	return nil
 }
 
 // heard notes that the whole request has been read.
 func (a *arrival) heard() {
 	a.l.mu.Lock()
-	a.asked = true
+	a.stage = arrivalAsked
 	a.l.mu.Unlock()
 }
 
@@ -286,25 +274,16 @@ func (a *arrival) heard() {
 func (a *arrival) lingers() {
 	a.l.mu.Lock()
 	defer a.l.mu.Unlock()
-	a.refused = true
-	a.l.signalPlaceLocked()
-}
-
-// signalPlaceLocked has acceptLoop look again, if it waits. l.mu is held.
-func (l *WebSocketListener) signalPlaceLocked() {
-	if l.crowd {
-		l.crowd = false
-		select {
-		case l.place <- struct{}{}:
-		default:
-		}
+	a.stage = arrivalRefused
+	if len(a.l.queue.waiting) > 0 {
+		a.cutLocked()
 	}
 }
 
 // take notes that the peer is about to be told that it is accepted.
 func (a *arrival) take() {
 	a.l.mu.Lock()
-	a.taken = true
+	a.stage = arrivalTaken
 	a.l.mu.Unlock()
 }
 
@@ -322,24 +301,28 @@ func (a *arrival) over() (cut bool) {
 		l.pending = l.pending[:last]
 		a.slot = -1
 		l.work.Done()
-		l.signalPlaceLocked()
+		l.nextLocked()
 	}
-	return a.cut
+	return !a.cutAt.IsZero()
 }
 
 // end is over for the last time.
 func (a *arrival) end() {
 	a.over()
-	a.l, a.conn, a.cut = nil, nil, false
+	a.free()
+}
+
+func (a *arrival) free() {
+	*a = arrival{run: a.run}
 	arrivalPool.Put(a)
 }
 
 // cutLocked ends the transport's handshake. l.mu is held.
 func (a *arrival) cutLocked() {
-	if a.cut {
+	if !a.cutAt.IsZero() {
 		return
 	}
-	a.cut, a.cutAt = true, time.Now()
+	a.cutAt = time.Now()
 	if f := foreignOf(a.conn); f != nil {
 		f.cut() // it may be waited for in RemoteAddr
 	} else {
@@ -350,9 +333,9 @@ func (a *arrival) cutLocked() {
 // turnAway refuses a transport without reading anything. A few peers at a time
 // are given the chance to see it: closing with their request unread would reset
 // the connection.
-func (l *WebSocketListener) turnAway(conn net.Conn, r *refusal) {
+func (l *WebSocketListener) turnAway(conn net.Conn, err error) {
 	l.countRefused()
-	if r == errClosing || !l.lingers.TryAcquire(1) { // Close drops, and does not wait
+	if err == errClosing || !l.lingers.TryAcquire(1) { // Close drops, and does not wait
 		if foreignOf(conn) == nil {
 			conn.Close()
 		} else {
@@ -362,7 +345,8 @@ func (l *WebSocketListener) turnAway(conn net.Conn, r *refusal) {
 	}
 	l.work.Go(func() {
 		defer l.lingers.Release(1)
-		l.logRefusal(conn.RemoteAddr(), r.status, r)
+		r, cause := refusalOf(err)
+		l.logRefusal(conn.RemoteAddr(), r.status, cause)
 		linger(conn, r.response(), func() {})
 	})
 }
@@ -407,7 +391,7 @@ func (l *WebSocketListener) leave(key ipKey) {
 }
 
 // reserve takes one of MaxConnections.
-func (l *WebSocketListener) reserve() *refusal {
+func (l *WebSocketListener) reserve() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {

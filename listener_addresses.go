@@ -1,6 +1,9 @@
 package peerws
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -86,7 +89,7 @@ const maxLost = 4
 type addressBook struct {
 	trying sync.WaitGroup // goroutines that try to verify an address
 
-	mu       sync.Mutex        // leaf
+	mu       sync.Mutex        // alone: neither under another lock nor before one
 	closed   bool              // nothing is tried any more
 	mapped   []Address         // by the gateway, then lost ones
 	proofs   []*proof          // of those mapped now that are public
@@ -96,6 +99,7 @@ type addressBook struct {
 	told     Reachability      // by the gateway
 	reach    Reachability      // with what has been proved since
 	onChange func([]Address)
+	watching bool // watchAddresses runs
 	dirty    bool // onChange is to be called
 	telling  bool // a goroutine does so
 }
@@ -125,11 +129,15 @@ func (l *WebSocketListener) startMapping(c *ListenConfig) {
 	l.setState(ListenerListening)
 }
 
+var errMapperStuck = errors.New("peerws: close: the port mapper or Verify does not end")
+
 // stopMapping gives the port back. A Mapper of the program's own that heeds no
 // context is waited for no longer than it should have taken.
-func (l *WebSocketListener) stopMapping() {
+//
+// The error is that the gateway has not taken the port back.
+func (l *WebSocketListener) stopMapping() error {
 	if l.manager == nil {
-		return
+		return nil
 	}
 	a := &l.addrs
 	a.mu.Lock()
@@ -140,18 +148,23 @@ func (l *WebSocketListener) stopMapping() {
 		}
 	}
 	a.mu.Unlock()
-	closed := make(chan struct{})
+	closed := make(chan error, 1)
 	go func() {
-		l.manager.Close()
+		err := l.manager.Close()
 		a.trying.Wait()
-		close(closed)
+		closed <- err
 	}()
 	t := time.NewTimer(closeGrace + closeGrace/4) // the manager's own limit, and some
 	defer t.Stop()
+	var err error
 	select {
-	case <-closed:
+	case err = <-closed:
+		if err != nil {
+			err = fmt.Errorf("peerws: close: the port was not given back: %w", err)
+		}
 	case <-t.C:
 		l.log.Warn("port mapper or Verify does not end")
+		err = errMapperStuck
 	}
 	a.mu.Lock()
 	changed := a.setMappedLocked(nil)
@@ -161,6 +174,7 @@ func (l *WebSocketListener) stopMapping() {
 	if changed {
 		l.tellAddresses()
 	}
+	return err
 }
 
 // mappingChanged takes what the manager has reached, on its goroutine.
@@ -219,12 +233,68 @@ func (a *addressBook) setMappedLocked(now []Address) bool {
 }
 
 // OnAddressChange sets what runs, on a goroutine of the library, one call at a
-// time, when Addresses or Reachability have changed. It is not called for what
-// is known already: set it, then look at Addresses.
+// time, when Addresses or Reachability have changed, those of this machine's own
+// interfaces included. It is not called for what is known already: set it, then
+// look at Addresses.
 func (l *WebSocketListener) OnAddressChange(f func([]Address)) {
-	l.addrs.mu.Lock()
-	defer l.addrs.mu.Unlock()
-	l.addrs.onChange = f
+	a := &l.addrs
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.onChange = f
+	if _, system := l.ln.(*net.TCPListener); system && f != nil && !a.watching {
+		a.watching = true
+		go l.watchAddresses()
+	}
+}
+
+const (
+	// How often this machine's addresses are looked at where the system does not
+	// say that they have changed.
+	addressLook = 5 * time.Second
+
+	// The system says several things about one change, and the new address comes
+	// a moment after the old one has gone.
+	addressWait = 500 * time.Millisecond
+)
+
+// watchAddresses tells when this machine's own addresses have changed, until the
+// listener is closed.
+func (l *WebSocketListener) watchAddresses() {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	stirred, silent := make(chan struct{}, 1), make(chan struct{})
+	go func() {
+		defer close(silent)
+		l.machine.watch(ctx, func() {
+			select {
+			case stirred <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	known := l.boundAddresses(l.ownAddrs())
+	t := time.NewTimer(addressLook)
+	defer t.Stop()
+	for {
+		select {
+		case <-l.closing:
+			return
+		case <-stirred:
+			t.Reset(addressWait)
+			continue
+		case <-t.C:
+		}
+		now := l.boundAddresses(l.ownAddrs())
+		if !slices.Equal(now, known) {
+			known = now
+			l.tellAddresses()
+		}
+		select {
+		case <-silent:
+			t.Reset(addressLook)
+		default:
+		}
+	}
 }
 
 // tellAddresses has OnAddressChange called. It has a goroutine of its own,

@@ -297,10 +297,11 @@ func TestClose_GatewayHangs(t *testing.T) {
 	for name, c := range map[string]struct {
 		g    *gateway
 		want time.Duration
+		says string // the one error
 	}{
-		"mapping":   {&gateway{onMap: func(ctx context.Context, _ nat.Request) (nat.Lease, error) { return nat.Lease{}, hang(ctx) }}, 0},
-		"unmapping": {&gateway{onMap: grants("5.6.7.8:12345"), onUnmap: func(ctx context.Context, _ nat.Lease) error { return hang(ctx) }}, 2 * time.Second},
-		"refuses":   {&gateway{onMap: grants("5.6.7.8:12345"), onUnmap: func(context.Context, nat.Lease) error { return errors.New("no") }}, 0},
+		"mapping":   {&gateway{onMap: func(ctx context.Context, _ nat.Request) (nat.Lease, error) { return nat.Lease{}, hang(ctx) }}, 0, ""},
+		"unmapping": {&gateway{onMap: grants("5.6.7.8:12345"), onUnmap: func(ctx context.Context, _ nat.Lease) error { return hang(ctx) }}, 2 * time.Second, "not given back"},
+		"refuses":   {&gateway{onMap: grants("5.6.7.8:12345"), onUnmap: func(context.Context, nat.Lease) error { return errors.New("the router says no") }}, 0, "the router says no"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -308,14 +309,22 @@ func TestClose_GatewayHangs(t *testing.T) {
 				synctest.Wait()
 				start := time.Now()
 				var wg sync.WaitGroup
+				errs := make(chan error, 3)
 				for range 3 {
 					wg.Go(func() {
 						if err := l.Close(); err != nil {
-							t.Error(err)
+							errs <- err
 						}
 					})
 				}
 				wg.Wait()
+				if n := len(errs); c.says == "" && n > 0 || c.says != "" && n != 1 {
+					t.Errorf("%d errors", n)
+				} else if n == 1 {
+					if err := <-errs; !strings.Contains(err.Error(), c.says) {
+						t.Error(err)
+					}
+				}
 				<-l.Done()
 				if d := time.Since(start); d != c.want {
 					t.Errorf("Close took %v", d)

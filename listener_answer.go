@@ -57,10 +57,10 @@ func (l *WebSocketListener) answer(c *WebSocket, o *opening, outer []byte) (line
 		return nil, "", errNoProtocol
 	case a.Protocol != protocol:
 		protocol = strings.Clone(a.Protocol)
-		c.rd.protocol = int16(slices.Index(l.protocols, protocol) + 1)
-		if c.rd.protocol == 0 {
+		c.read.protocol = int16(slices.Index(l.protocols, protocol) + 1)
+		if c.read.protocol == 0 {
 			c.mu.Lock()
-			c.rareLocked().protocol = protocol
+			c.makeRareLocked().protocol = protocol
 			c.mu.Unlock()
 		}
 	}

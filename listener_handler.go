@@ -15,7 +15,7 @@ var errHTTP2 = &refusal{505, nil, "A WebSocket is opened with HTTP/1.1 here, not
 
 // Handler is Listen for a program that runs an [http.Server] already: the
 // listener gets the upgrades that the handler sees, and has no port of its own.
-// Requests that are no upgrade go to c.HTTP, or get a small 426.
+// Requests that are not an upgrade go to c.HTTP, or get a small 426.
 //
 //	l, h, err := peerws.ListenConfig{OnConnection: greet}.Handler("chat")
 //	mux.Handle("/chat", h)
@@ -75,7 +75,7 @@ func wantsBootstrap(r *http.Request) bool {
 	return r.Method == http.MethodConnect || r.Header.Get("Sec-Websocket-Version") != "" || r.Header.Get("Sec-Websocket-Key") != ""
 }
 
-// refuseWeb answers what is no upgrade.
+// refuseWeb answers what is not an upgrade.
 func (l *WebSocketListener) refuseWeb(w http.ResponseWriter, r *http.Request) {
 	no := errNoUpgrade
 	switch {

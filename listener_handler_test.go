@@ -200,7 +200,7 @@ func TestHandler_Refusals(t *testing.T) {
 	knockAt(t, s, add(who)).wantRefusal(503)
 }
 
-// Requests that are no upgrade go to ListenConfig.HTTP.
+// Requests that are not an upgrade go to ListenConfig.HTTP.
 func TestHandler_HTTP(t *testing.T) {
 	l, s := mount(t, ListenConfig{OnConnection: echoing, HTTP: page}, nil)
 	k := knockAt(t, s, strings.Replace(getPage, "/page", "/chat", 1))
@@ -300,7 +300,7 @@ func TestHandler_TLS(t *testing.T) {
 	got := make(chan int, 1)
 	c.OnMessage(func(_ *WebSocket, m Message) { got <- len(m.Data) })
 	for _, n := range []int{0, 10, 1 << 20} {
-		if err := c.Write(t.Context(), Message{Binary, make([]byte, n)}); err != nil {
+		if err := c.Write(t.Context(), Message{Type: Binary, Data: make([]byte, n)}); err != nil {
 			t.Fatal(err)
 		}
 		if k := <-got; k != n {

@@ -20,8 +20,8 @@ import (
 // dies with it.
 func (a *arrival) handshake() {
 	l := a.l
-	if r := a.locate(); r != nil {
-		l.turnAway(a.conn, r)
+	if err := a.locate(); err != nil {
+		l.turnAway(a.conn, err)
 		a.end()
 		return
 	}
@@ -36,78 +36,34 @@ func (a *arrival) handshake() {
 // browsers' may.
 const firstHead = 1 << 10
 
-// negotiate is the handshake up to the socket. It returns nil if the transport
-// became none. What it borrows is given back before the program is called.
+// negotiate is the handshake up to the socket, in three steps: the request is read,
+// checked, and answered. It returns nil if the transport became no socket: it has
+// been refused, or somebody else has it. What negotiate borrows is given back
+// before the program is called.
 func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
-	conn := a.conn
 	b := newBuffer(min(firstHead, l.maxHead))
 	defer b.free()
-	var err error
-	if l.tls != nil {
-		conn, err = l.sniff(conn, b)
-	}
-	var size int
-	if err == nil {
-		size, err = readRequestHead(conn, b, l.maxHead)
-	}
 	h := newHead()
 	defer h.free()
-	if err == nil {
-		a.heard()
-		if r := h.parseRequest(b.b[:size]); r != nil {
-			err = r
-		}
-		if t := tlsOf(conn); t != nil {
-			h.secure, h.ours = true, t.ConnectionState().ServerName
-		}
-	}
-	if err == nil && !h.wantsUpgrade() {
-		if l.heard(h.target) {
-			io.WriteString(conn, loopAnswer)
-			transportOf(conn).Close()
-			l.leave(a.key)
-			return nil
-		}
-		err = errNoUpgrade
-		if string(h.method) != http.MethodGet && string(h.method) != http.MethodHead {
-			err = errMethod
-		}
-		if l.web != nil {
-			r := l.reserve()
-			if r == nil {
-				read := append([]byte(nil), b.b...)
-				key := a.key
-				if a.over() { // just now
-					a.conn.SetDeadline(time.Time{})
-				}
-				l.web.hand(conn, key, read)
-				return nil
-			}
-			err = r
-		}
-	}
-	var o opening
-	if err == nil {
-		var r *refusal
-		if o, r = l.check(h); r == nil {
-			r = l.reserve()
-		}
-		if r != nil {
-			err = originRefused(r, h)
-		}
-	}
+	conn, size, err := l.receive(a, b, h)
 	if err != nil {
-		method := http.MethodGet
-		if bytes.HasPrefix(b.b, []byte("HEAD ")) { // h may not have got that far
-			method = http.MethodHead
+		return l.refuseHead(a, conn, b, err)
+	}
+	if !h.wantsUpgrade() {
+		if err := l.serveWeb(a, conn, b, h); err != nil {
+			return l.refuseHead(a, conn, b, err)
 		}
-		l.refuse(a, conn, method, err, nil)
-		l.leave(a.key)
 		return nil
 	}
-	c := l.newSocket(&o, a.key)
-	c.lf.secure = h.secure
-	c.lf.head = h.keep(size)
+	o, err := l.check(h)
+	if err != nil {
+		return l.refuseHead(a, conn, b, err)
+	}
+	if err := l.reserve(); err != nil {
+		return l.refuseHead(a, conn, b, err)
+	}
+	c := l.newSocket(&o, h.secure, a.key)
+	c.life.requestHead = h.keep(size)
 	if rest := b.b[size:]; len(rest) > 0 {
 		c.in = newBuffer(len(rest))
 		c.in.b = append(c.in.b, rest...)
@@ -115,29 +71,97 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 	return l.upgrade(a, conn, c, &o, nil)
 }
 
+// receive reads the request's head into b, through TLS if it comes so, and takes it
+// apart into h. conn is what the answer goes to, also with an error.
+func (l *WebSocketListener) receive(a *arrival, b *buffer, h *head) (conn net.Conn, size int, err error) {
+	conn = a.conn
+	if l.tls != nil {
+		if conn, err = l.sniff(conn, b); err != nil {
+			return conn, 0, err
+		}
+	}
+	if size, err = readRequestHead(conn, b, l.maxHead); err != nil {
+		return conn, 0, err
+	}
+	a.heard()
+	if t := tlsOf(conn); t != nil {
+		h.secure, h.ours = true, t.ConnectionState().ServerName
+	}
+	return conn, size, h.parseRequest(b.b[:size])
+}
+
+// serveWeb deals with a request that asks for no WebSocket: our own, by which the
+// way through the router is tried, or one for ListenConfig.HTTP. An error is the
+// answer to it.
+func (l *WebSocketListener) serveWeb(a *arrival, conn net.Conn, b *buffer, h *head) error {
+	switch {
+	case l.heard(h.target):
+		io.WriteString(conn, loopAnswer)
+		transportOf(conn).Close()
+		l.leave(a.key)
+		return nil
+	case l.web != nil:
+		if err := l.reserve(); err != nil {
+			return err
+		}
+		read := bytes.Clone(b.b)
+		key := a.key
+		if a.over() { // just now
+			a.conn.SetDeadline(time.Time{})
+		}
+		l.web.hand(conn, key, read)
+		return nil
+	case string(h.method) != http.MethodGet && string(h.method) != http.MethodHead:
+		return errMethod
+	}
+	return errNoUpgrade
+}
+
+// refuseHead refuses the request whose head is in b, as far as that has come.
+func (l *WebSocketListener) refuseHead(a *arrival, conn net.Conn, b *buffer, err error) *WebSocket {
+	method := http.MethodGet
+	if bytes.HasPrefix(b.b, []byte("HEAD ")) {
+		method = http.MethodHead
+	}
+	l.refuse(a, conn, method, err, nil)
+	l.leave(a.key)
+	return nil
+}
+
 // check is checkRequest for this listener. With Respond set it is Respond's to say
 // whether one of the subprotocols offered is spoken.
-func (l *WebSocketListener) check(h *head) (opening, *refusal) {
-	o, r := checkRequest(h, l.policy, l.protocols)
-	if r == errNoProtocol && l.respond != nil {
-		o.foreign, r = true, nil
+func (l *WebSocketListener) check(h *head) (opening, error) {
+	o, err := checkRequest(h, l.policy, l.protocols)
+	if err == errNoProtocol && l.respond != nil {
+		o.foreign, err = true, nil
 	}
-	return o, r
+	if err == nil {
+		o.deflate, o.compress = acceptDeflate(h, l.set.compress)
+	}
+	return o, originRefused(err, h)
 }
 
 // newSocket makes the socket of an accepted request, without its transport.
-func (l *WebSocketListener) newSocket(o *opening, key ipKey) *WebSocket {
+func (l *WebSocketListener) newSocket(o *opening, secure bool, key ipKey) *WebSocket {
 	c := &WebSocket{set: l.set, owner: l, ipKey: key}
-	c.rd.protocol = int16(o.protocol)
-	c.rd.head = true
+	c.read.protocol = int16(o.protocol)
+	c.read.headHeld = true
+	if o.compress {
+		c.core.limits = l.set.compress.agreed(o.deflate, false)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// Most peers have asked for the same, so most sockets can share a string.
-	n := len(o.host)
-	if w := l.where; len(w) != n+len(o.target) || w[:n] != string(o.host) || w[n:] != string(o.target) {
-		l.where = string(o.host) + string(o.target)
+	scheme := "ws://"
+	if secure {
+		scheme = "wss://"
 	}
-	c.where = l.where
+	from := len(scheme)
+	to := from + len(o.host)
+	if u := l.lastURL; len(u) != to+len(o.target) || u[:from] != scheme || u[from:to] != string(o.host) || u[to:] != string(o.target) {
+		l.lastURL = scheme + string(o.host) + string(o.target)
+	}
+	c.url = l.lastURL
 	return c
 }
 
@@ -195,12 +219,13 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	l.clock.wind()
 	l.mu.Unlock()
 	cut := a.over()
-	l.arrivedFrom(conn, c.where[:len(o.host)])
-	if !cut && !c.lf.secure {
+	host, _ := c.hostAndTarget()
+	l.arrivedFrom(conn, host)
+	if !cut && !c.secure() {
 		return c
 	}
 	c.mu.Lock()
-	if !c.aborted.Load() {
+	if !c.severed() {
 		if cut { // just now
 			a.conn.SetDeadline(time.Time{})
 		}
@@ -264,8 +289,8 @@ func (l *WebSocketListener) requestOf(c *WebSocket) *http.Request {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.requestLocked(remote)
-	if c.lf.x != nil {
-		c.lf.x.asked = false // its headers need not stay for that
+	if x := c.life.rare; x != nil {
+		x.parsed, x.request = x.request, nil // its headers need not stay for that
 	}
 	return r
 }

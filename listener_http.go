@@ -16,7 +16,7 @@ import (
 )
 
 // One port serves WebSockets and ordinary HTTP: a connection whose first
-// request is no upgrade is handed to an http.Server of ours, head and all. An
+// request is not an upgrade is handed to an http.Server of ours, head and all. An
 // upgrade that comes later on such a connection is taken back.
 
 // httpIdle is how long a kept-alive HTTP connection may be silent.
@@ -138,12 +138,12 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		next.ServeHTTP(w, r)
 		return
 	}
-	o, refused := l.check(h)
-	if refused == nil {
-		refused = l.reserve()
+	o, err := l.check(h)
+	if err == nil {
+		err = l.reserve()
 	}
-	if refused != nil {
-		l.refuseHTTP(w, r, originRefused(refused, h))
+	if err != nil {
+		l.refuseHTTP(w, r, err)
 		return
 	}
 	outer := outerHeader(w.Header())
@@ -167,7 +167,7 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	}
 	conn.SetDeadline(time.Time{}) // the server's
 	conn = adopt(conn)
-	a, refused := l.enter(conn, key, false)
+	a, refused := l.enter(conn, key)
 	if refused != nil {
 		early.free()
 		l.unreserve()
@@ -176,11 +176,9 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		l.leave(key)
 		return
 	}
-	a.heard()
-	c := l.newSocket(&o, key)
+	c := l.newSocket(&o, r.TLS != nil, key)
 	c.in = early
-	c.lf.secure = r.TLS != nil
-	x := c.rareLocked() // nobody else knows c yet
+	x := c.makeRareLocked() // nobody else knows c yet
 	x.parsed = r.WithContext(context.WithoutCancel(r.Context()))
 	x.parsed.Body = http.NoBody
 	if target := string(o.target); x.parsed.RequestURI != target { // it was in absolute form

@@ -2,6 +2,7 @@ package peerws
 
 import (
 	"cmp"
+	"context"
 	"net"
 	"net/netip"
 	"slices"
@@ -34,6 +35,7 @@ type system struct {
 	addrs      func(net.Interface) ([]net.Addr, error)
 	addrs6     func() ([]netaddr.Addr6, error)
 	source     func(netip.Addr) (netip.Addr, error) // the address of ours that would send to it
+	watch      func(ctx context.Context, changed func()) error
 }
 
 func thisMachine() system {
@@ -42,6 +44,7 @@ func thisMachine() system {
 		addrs:      func(i net.Interface) ([]net.Addr, error) { return i.Addrs() },
 		addrs6:     netaddr.Addrs6,
 		source:     netaddr.SourceFor, // which works where the list may not be read
+		watch:      netaddr.Watch,
 	}
 }
 

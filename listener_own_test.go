@@ -1,11 +1,16 @@
 package peerws
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/peerws/peerws/internal/netaddr"
 )
@@ -153,4 +158,92 @@ func TestOwn_ThisMachine(t *testing.T) {
 	if list := denied.own(true); !has(list, "127.0.0.1") {
 		t.Errorf("%v", list)
 	}
+}
+
+// Who listens for changes is told of those of this machine's own addresses: soon where
+// the system says so, else when it is looked.
+func TestOnAddressChange_OwnAddresses(t *testing.T) {
+	ln, err := net.Listen("tcp", "0.0.0.0:0") // before the bubble: it is never accepted from
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	for name, silent := range map[string]bool{"told": false, "looked": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, err := (&ListenConfig{}).prepare(nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var mu sync.Mutex
+				now := []string{"192.168.1.5/24"}
+				var changed func()
+				l.ln, l.port = ln, 9000
+				l.machine = scene{interfaces: []net.Interface{nic(1, "eth0", net.FlagBroadcast)}}.system()
+				l.machine.addrs = func(net.Interface) (all []net.Addr, _ error) {
+					mu.Lock()
+					defer mu.Unlock()
+					for _, s := range now {
+						p := netip.MustParsePrefix(s)
+						all = append(all, &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)})
+					}
+					return all, nil
+				}
+				l.machine.watch = func(ctx context.Context, f func()) error {
+					if silent {
+						return errors.ErrUnsupported
+					}
+					mu.Lock()
+					changed = f
+					mu.Unlock()
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				start := time.Now()
+				var told []string
+				l.OnAddressChange(func(all []Address) {
+					mu.Lock()
+					defer mu.Unlock()
+					told = append(told, time.Since(start).String()+" "+strings.Join(urls(all), " "))
+				})
+				synctest.Wait()
+				stir := func(list ...string) {
+					mu.Lock()
+					now = list
+					mu.Unlock()
+					if changed != nil {
+						for range 3 {
+							changed()
+						}
+					}
+				}
+				at := func(when, ip string) string { return when + " ws://" + ip + ":9000/" }
+				time.Sleep(7 * time.Second)
+				stir("192.168.1.5/24") // something else changed
+				time.Sleep(time.Second)
+				stir("10.1.1.7/24")
+				time.Sleep(10 * time.Second)
+				close(l.closing)
+				time.Sleep(10 * time.Second)
+				stir("10.1.1.8/24")
+				time.Sleep(10 * time.Second)
+				want := at("8.5s", "10.1.1.7")
+				if silent {
+					want = at("10s", "10.1.1.7")
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if len(told) != 1 || told[0] != want {
+					t.Errorf("told %q, want %q", told, want)
+				}
+			})
+		})
+	}
+}
+
+func urls(all []Address) (list []string) {
+	for _, a := range all {
+		list = append(list, a.URL)
+	}
+	return list
 }

@@ -49,8 +49,8 @@ func TestEndToEnd(t *testing.T) {
 		t.Errorf("protocol %q, state %v, URL %q", c.Protocol(), c.ReadyState(), c.URL())
 	}
 	got := make(chan Message, 1)
-	c.OnMessage(func(_ *WebSocket, m Message) { got <- Message{m.Type, bytes.Clone(m.Data)} })
-	for _, m := range []Message{{Text, []byte("grüß dich")}, {Binary, []byte{0, 1, 2}}, {Text, nil}, {Binary, bytes.Repeat([]byte("x"), 1<<20)}} {
+	c.OnMessage(func(_ *WebSocket, m Message) { got <- Message{Type: m.Type, Data: bytes.Clone(m.Data)} })
+	for _, m := range []Message{{Type: Text, Data: []byte("grüß dich")}, {Type: Binary, Data: []byte{0, 1, 2}}, {Type: Text}, {Type: Binary, Data: bytes.Repeat([]byte("x"), 1<<20)}} {
 		if err := c.Send(m); err != nil {
 			t.Fatal(err)
 		}
@@ -274,7 +274,7 @@ func TestManyPeers(t *testing.T) {
 				}
 			})
 			for k := range messages {
-				if err := c.Write(t.Context(), Message{Text, fmt.Append(nil, i, "-", k)}); err != nil {
+				if err := c.Write(t.Context(), Message{Type: Text, Data: fmt.Append(nil, i, "-", k)}); err != nil {
 					t.Error(err)
 				}
 			}

@@ -474,7 +474,7 @@ func (a *addressBook) assessLocked() bool {
 		r = Reachability{
 			Code:    nat.CodeUnverified,
 			Summary: "The router says that it forwards the port, but a peer that was asked could not connect.",
-			Advice:  "Allow the port in this machine's firewall; if it is, the provider may block connections from outside: ask for that, or take another port.",
+			Advice:  strings.TrimSpace(r.Advice + " If that does not help, the provider may block connections from outside: ask it, or take another port."),
 			Detail:  failure,
 		}
 	}

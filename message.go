@@ -17,7 +17,7 @@ import (
 // message that did not arrive in one piece is copied, once, into a buffer of
 // its own. The writer's side is the append functions at the end.
 
-// MessageType tells text from binary. Its zero value is no type: sending such a
+// MessageType tells text from binary. Its zero value is not a type: sending such a
 // message is an error.
 type MessageType uint8
 
@@ -42,6 +42,11 @@ func (t MessageType) String() string {
 type Message struct {
 	Type MessageType
 	Data []byte
+
+	// Plain has a message sent without compression: for secrets beside text that
+	// somebody else can choose, whose size would tell something of them, and for what
+	// is compressed already. Received messages never have it set.
+	Plain bool
 }
 
 // Violations found by the core. Their texts go to the peer.
@@ -61,6 +66,8 @@ var (
 type coreLimits struct {
 	maxMessage   int64 // bytes over all fragments: 1009
 	maxFragments int   // frames of one message, with one more for every fragmentShare bytes: 1008
+
+	deflate *deflate // permessage-deflate as it was agreed on, nil if it was not
 }
 
 // fragmentShare is the number of payload bytes that allow a message one frame
@@ -98,9 +105,17 @@ type core struct {
 	limits *coreLimits
 	part   *partial // the message that is arriving in pieces, or nil
 	client bool     // we dialled: the peer's frames must not be masked
-	stream bool     // the next message is wanted in pieces, as they come
-	own    bool     // messages are to be the program's: claim will be called
+	want   want     // how the next message is to be handed out
 }
+
+// A want is how a core hands out a message.
+type want uint8
+
+const (
+	wantLoan   want = iota // whole, loaned until release
+	wantOwn                // whole, to be the program's: claim will be called
+	wantPieces             // in pieces, as they come
+)
 
 // A partial is a message that has begun and is not complete: its earlier
 // frames, or the arrived part of its current one.
@@ -108,6 +123,7 @@ type partial struct {
 	op     opcode  // of the first frame
 	frames int     // so far, the current one included
 	stream bool    // handed out as it comes: buf stays nil
+	packed bool    // compressed, and what has arrived is not decompressed yet
 	total  int64   // payload length of all frames so far
 	buf    *buffer // the payload that has arrived, unmasked
 	exact  buffer  // what buf points to if it has just the message's size and is not from a pool
@@ -140,7 +156,7 @@ func (c *core) streaming() bool  { return c.part != nil && c.part.stream }
 func (c *core) next(b []byte) (ev event, n int) {
 	// Nearly every frame is a valid message in one piece, of less than 64 KiB and
 	// all there. It is taken here; anything else, the general way.
-	if c.part != nil || c.stream || len(b) < 4 || b[0] != finBit|byte(opBinary) && b[0] != finBit|byte(opText) {
+	if c.part != nil || c.want == wantPieces || len(b) < 4 || b[0] != finBit|byte(opBinary) && b[0] != finBit|byte(opText) {
 		return c.general(b)
 	}
 	op, length, n := opcode(b[0]&^finBit), int(b[1]&^maskBit), 2
@@ -202,10 +218,13 @@ func (c *core) general(b []byte) (ev event, n int) {
 		}
 		return c.controlEvent(h.op, p), int(end)
 	}
-	if whole && h.fin && h.op != opContinuation && !c.stream { // of 64 KiB or more
+	if whole && h.fin && h.op != opContinuation && (c.want != wantPieces || c.unpacksWhole(h)) { // of 64 KiB or more, or compressed
 		p := b[n:end:end]
 		if h.masked {
 			mask.Bytes(p, h.key, 0)
+		}
+		if h.rsv != 0 {
+			return c.unpack(h.op, p), int(end)
 		}
 		if h.op == opText && !utf8check.Valid(p) {
 			return c.fail(errUTF8), 0
@@ -242,10 +261,10 @@ func (c *core) fail(err error) event {
 // fault is why the core is spent: a *ProtocolError or *LimitError, until release.
 func (c *core) fault() error { return c.part.fault }
 
-// check holds a header against role, state and limits.
+// check checks a header: role, state and limits.
 func (c *core) check(h header) error {
 	switch {
-	case h.rsv != 0:
+	case h.rsv != 0 && (h.rsv != packedBit || c.limits.deflate == nil || h.op.isControl() || h.op == opContinuation):
 		return errRSV
 	case c.client && h.masked:
 		return errMasked
@@ -268,19 +287,51 @@ func (c *core) check(h header) error {
 	most := c.limits.maxMessage
 	switch {
 	case most >= 0:
-	case c.streaming() || c.stream && c.part == nil:
+	case c.streaming() || c.want == wantPieces && c.part == nil:
 		most = math.MaxInt64
 	default:
 		most = maxInt // what one slice can hold
 	}
+	if h.rsv != 0 || c.part != nil && c.part.packed { // compressing may make it larger; decompress looks at what it becomes
+		most += min(most/packedShare+packedMore, math.MaxInt64-most)
+	}
 	if h.length > most-have {
-		size := max(have+h.length, 0) // 0 if the sum is no int64
+		size := max(have+h.length, 0) // 0 if the sum is not an int64
 		return &LimitError{Option: "MaxMessageSize", Limit: c.limits.maxMessage, Size: size, Code: StatusMessageTooBig}
 	}
 	return nil
 }
 
 const maxInt = int64(^uint(0) >> 1)
+
+// A compressed message may be larger than MaxMessageSize by one part in packedShare,
+// and packedMore bytes, if what it becomes is not.
+const packedShare, packedMore = 64, 64
+
+// unpacksWhole reports whether a message that begins with h is decompressed as a whole,
+// whatever is wanted: where later ones refer to it, all of it has to be.
+func (c *core) unpacksWhole(h header) bool {
+	return h.rsv != 0 && c.limits.deflate.received != nil
+}
+
+// unpack is the event of a whole compressed message.
+func (c *core) unpack(op opcode, p []byte) event {
+	out, err := c.limits.deflate.decompress(p, c.limits.maxMessage)
+	if err != nil {
+		return c.fail(err)
+	}
+	if c.part == nil {
+		c.part = newPartial()
+	}
+	if c.part.buf != &c.part.exact {
+		c.part.buf.free()
+	}
+	c.part.buf = out
+	if op == opText && !utf8check.Valid(out.b) {
+		return c.fail(errUTF8)
+	}
+	return event{kind: evMessage, op: op, data: out.b}
+}
 
 // controlEvent turns a complete, unmasked control frame into its event.
 func (c *core) controlEvent(op opcode, p []byte) event {
@@ -340,7 +391,8 @@ func (c *core) pingsIn(rest, more []byte) (n int, newest []byte) {
 func (c *core) begin(h header) {
 	if c.part == nil {
 		c.part = newPartial()
-		c.part.op, c.part.stream = h.op, c.stream
+		c.part.op, c.part.packed = h.op, h.rsv != 0
+		c.part.stream = c.want == wantPieces && !c.unpacksWhole(h)
 	}
 	p := c.part
 	p.frames++
@@ -358,7 +410,7 @@ func (c *core) arrived(b []byte) event {
 	}
 	p.left -= int64(len(b))
 	last := p.fin && p.left == 0
-	if p.op == opText && (!p.utf8.Write(b) || last && !p.utf8.Complete()) {
+	if p.op == opText && !p.packed && (!p.utf8.Write(b) || last && !p.utf8.Complete()) {
 		return c.fail(errUTF8)
 	}
 	switch {
@@ -366,6 +418,8 @@ func (c *core) arrived(b []byte) event {
 		return event{kind: evLastChunk, op: p.op, data: b}
 	case p.stream:
 		return event{kind: evChunk, op: p.op, data: b}
+	case last && p.packed:
+		return c.unpack(p.op, p.buf.bytes())
 	case last:
 		return event{kind: evMessage, op: p.op, data: p.buf.bytes()}
 	}
@@ -383,7 +437,7 @@ func (c *core) space() []byte {
 	if !c.assembling() || c.part.left < directMin {
 		return nil
 	}
-	return c.part.space(c.own)
+	return c.part.space(c.want == wantOwn && !c.part.packed)
 }
 
 // filled accounts for n bytes read into space.
@@ -439,6 +493,48 @@ func appendData(dst []byte, h header, p []byte) []byte {
 		mask.Bytes(dst[at:], h.key, 0)
 	}
 	return dst
+}
+
+// A message of more than two fragments leaves in pieces of this size, so that
+// control frames get through between them.
+const fragment = 64 << 10
+
+// frames lays a message out: it is what of it has no frame yet.
+type frames struct {
+	h     header // of the message, or with fin not set of the beginning or middle of one
+	p     []byte
+	i, of int // number of the next frame, and how many there are
+}
+
+// framesOf lays p out as h says, its length and key excepted.
+func framesOf(h header, p []byte) frames {
+	f := frames{h: h, p: p, of: 1}
+	if len(p) > 2*fragment {
+		f.of = (len(p) + fragment - 1) / fragment
+	}
+	return f
+}
+
+// more reports whether there is a frame yet.
+func (f *frames) more() bool { return f.i < f.of }
+
+// next is the next frame. Its payload is not masked yet.
+func (f *frames) next() (h header, p []byte) {
+	h, p = f.h, f.p
+	if f.of > 1 {
+		p = p[:min(fragment, len(p))]
+	}
+	f.p = f.p[len(p):]
+	if f.i > 0 {
+		h.op, h.rsv = opContinuation, 0
+	}
+	f.i++
+	h.fin = h.fin && !f.more()
+	h.length = int64(len(p))
+	if h.masked {
+		h.key = newMaskKey()
+	}
+	return h, p
 }
 
 // appendClose appends a Close frame. Code 0 stands for none.

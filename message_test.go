@@ -588,35 +588,6 @@ func TestMaxFragmentsFollowsTheSize(t *testing.T) {
 	}
 }
 
-func TestFragmentLimit(t *testing.T) {
-	for _, tt := range []struct {
-		fragments int
-		size      int64
-		want      int
-	}{
-		{0, 0, 1024}, {0, 10, 1024}, {0, -1, -1}, {5, -1, 5}, {-1, 0, -1}, {5, 0, 5},
-	} {
-		if got := fragmentLimit(tt.fragments, tt.size); got != tt.want {
-			t.Errorf("MaxFragments %d with MaxMessageSize %d: %d, want %d", tt.fragments, tt.size, got, tt.want)
-		}
-	}
-}
-
-func TestLimitErrorText(t *testing.T) {
-	for _, tt := range []struct {
-		err  LimitError
-		want string
-	}{
-		{LimitError{Option: "MaxMessageSize", Limit: 10, Size: 19}, "message of 19 bytes is over the limit MaxMessageSize of 10"},
-		{LimitError{Option: "MaxMessageSize", Limit: 10}, "message is over the limit MaxMessageSize of 10"},
-		{LimitError{Option: "MaxFragments", Limit: 3, Size: 4}, "message of 4 fragments is over the limit MaxFragments of 3 and one more for every 512 bytes"},
-	} {
-		if got := tt.err.Error(); got != tt.want {
-			t.Errorf("%q, want %q", got, tt.want)
-		}
-	}
-}
-
 func TestNegativeLimitsAreNone(t *testing.T) {
 	frames := slices.Repeat([]string{"\x00\x01x"}, 2000)
 	frames[0], frames[len(frames)-1] = "\x02\x01x", "\x80\x01x"

@@ -26,8 +26,7 @@ func Pipe(l ListenConfig, d Dialer) (accepted, dialled *WebSocket) {
 	}
 	a, b := memnet.Pipe(0)
 	accepted = newOpenWebSocket(listener.set, a, false, nil)
-	accepted.where = "pipe/"
-	dialled.wr.shut = false
+	accepted.url = "ws://pipe/"
 	dialled.open(b, true, nil)
 	dialled.begin()
 	if l.OnConnection != nil {

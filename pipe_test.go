@@ -144,3 +144,22 @@ func TestPipeListener_NoProxy(t *testing.T) {
 		t.Errorf("%v, %v", u, err)
 	}
 }
+
+func TestPipe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, d := Pipe(ListenConfig{OnConnection: echoing, MaxMessageSize: 100}, Dialer{})
+		d.SendText("hi")
+		wantRead(t, d, Text, "hi")
+		d.SendBinary(make([]byte, 101))
+		if _, err := d.Read(t.Context()); !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+		if ev := waitDone2(d); ev.Code != 1009 {
+			t.Errorf("%+v", ev)
+		}
+		<-a.Done()
+		if r := a.Request(); r.Method != "GET" || r.URL.Path != "/" {
+			t.Errorf("%+v", r)
+		}
+	})
+}

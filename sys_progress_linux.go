@@ -6,22 +6,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// taken tells how many bytes of ours the peer's kernel has acknowledged since the
-// connection began, and whether more are on their way to it. ok is false where
-// that is not known: conn is not TCP, or the kernel is older than Linux 4.1.
-func taken(conn net.Conn) (acked uint64, pending, ok bool) {
+// trafficOf asks the kernel. Where it does not know, because conn is not TCP or the
+// kernel is older than Linux 4.1, everything is 0.
+//
+// What the peer acknowledges stands still for a round trip while a lost packet is
+// sent again, and that is seconds where a modem's queue is long. So what arrives
+// behind the gap counts too (Linux 4.18, and 4.6 for the other direction).
+func trafficOf(conn net.Conn) (t traffic) {
 	raw := rawConn(kernelOf(conn))
 	if raw == nil {
-		return 0, false, false
+		return traffic{}
 	}
 	raw.Control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err == nil {
-			acked, ok = info.Bytes_acked, info.Bytes_acked > 0
-			pending = info.Unacked > 0 || info.Notsent_bytes > 0
+		if err != nil || info.Bytes_acked == 0 {
+			return
 		}
+		t.taken = info.Bytes_acked + uint64(info.Delivered)
+		t.window = info.Snd_wnd
+		t.came = info.Data_segs_in
+		t.pending = info.Unacked > 0 || info.Notsent_bytes > 0
+		t.gaps = info.Rcv_ooopack > 0
 	})
-	return acked, pending, ok
+	return t
 }
 
 // notSentLowat is how much the kernel queues of what it may not send yet. More

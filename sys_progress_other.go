@@ -4,7 +4,7 @@ package peerws
 
 import "net"
 
-// taken tells nothing here: only what a write hands over counts.
-func taken(net.Conn) (acked uint64, pending, ok bool) { return 0, false, false }
+// trafficOf tells nothing here: only what a write hands over, and a read gets, counts.
+func trafficOf(net.Conn) traffic { return traffic{} }
 
 func keepQueueShort(net.Conn) {}

@@ -38,7 +38,7 @@ type foreignConn struct {
 	piece    int          // what a WebSocket's writer gives at a time: its own
 	inside   atomic.Int32 // calls that are in the transport now
 
-	mu            sync.Mutex // leaf
+	mu            sync.Mutex // taken under any other lock; nothing is locked under it
 	cutOff        bool       // gone is closed
 	pumping       bool
 	in            *buffer // what has been read and not taken: from off on; nil if nothing

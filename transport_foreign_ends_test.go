@@ -228,31 +228,6 @@ func TestForeign_DialEnds(t *testing.T) {
 	}
 }
 
-// A NetDial that does not heed its context is left behind, and what it returns
-// later is closed.
-func TestForeign_NetDialHeedsNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b := net.Pipe()
-		go_ := make(chan struct{})
-		d := Dialer{HandshakeTimeout: oddTime, NetDial: func(context.Context, string, string) (net.Conn, error) {
-			<-go_
-			return a, nil
-		}}
-		within(t, oddTime, func() {
-			if _, err := d.Dial(t.Context(), "ws://there/"); !errors.Is(err, context.DeadlineExceeded) {
-				t.Error(err)
-			}
-		})
-		close(go_)
-		if _, err := b.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("the connection that came too late: %v", err)
-		}
-	})
-	if _, err := (Dialer{NetDial: func(context.Context, string, string) (net.Conn, error) { return nil, nil }}).Dial(t.Context(), "ws://there/"); !errors.Is(err, errNoTransport) {
-		t.Error(err)
-	}
-}
-
 // ends are the ways in which an open socket comes to its end, its peer being
 // silent, with the time that may take.
 var ends = []struct {
@@ -270,7 +245,7 @@ var ends = []struct {
 	{"stuck, Close", func(c *WebSocket) { c.SendBinary(make([]byte, 100<<10)); synctest.Wait(); c.Close() }, InitiatorLocal, 4 * oddTime},
 	{"stuck, writers wait, Abort", func(c *WebSocket) {
 		for range 3 {
-			go c.Write(context.Background(), Message{Binary, make([]byte, 1<<20)})
+			go c.Write(context.Background(), Message{Type: Binary, Data: make([]byte, 1<<20)})
 		}
 		synctest.Wait()
 		c.Abort()
@@ -582,7 +557,7 @@ func foreignEcho(t *testing.T, o oddity, wrap func(net.Conn) net.Conn, url strin
 	}
 	for _, size := range []int{0, 1, 125, 126, 4 << 10, mostPiece, 70_000, 300_000} {
 		p := bytes.Repeat([]byte{byte(size)}, size)
-		go c.Write(t.Context(), Message{Binary, p})
+		go c.Write(t.Context(), Message{Type: Binary, Data: p})
 		m, err := c.Read(t.Context())
 		if err != nil || !bytes.Equal(m.Data, p) {
 			t.Fatalf("%d: %d bytes, %v", size, len(m.Data), err)
@@ -728,7 +703,7 @@ func TestForeign_Nested(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := bytes.Repeat([]byte("peerws"), 50_000)
-		if err := c.Write(t.Context(), Message{Binary, p}); err != nil {
+		if err := c.Write(t.Context(), Message{Type: Binary, Data: p}); err != nil {
 			t.Fatal(err)
 		}
 		if m, err := c.Read(t.Context()); err != nil || !bytes.Equal(m.Data, p) {

@@ -115,11 +115,11 @@ type steadyConn struct {
 	net.Conn
 	piece int // the most a Write gets at a time; 0: all
 
-	nap *nap // how to wait for bytes without memory; nil if that is not possible, or not begun
+	idle *readWait // how to wait for bytes without memory; nil if that is not possible, or not begun
 
 	glance *foreignConn // that under it, while a Read is not to wait for it; else nil. Part of the read side
 
-	mu    sync.Mutex // leaf
+	mu    sync.Mutex // under it only locks of the transport below
 	begun bool
 	stall time.Duration // 0: never
 	over  bool          // a deadline in the past has been set, and stays
@@ -141,10 +141,10 @@ func wrapTLS(conn net.Conn) net.Conn {
 	return &steadyConn{Conn: conn, piece: tlsRecord}
 }
 
-// napOf returns how to wait for a TLS peer's bytes, nil if only a Read can.
-func napOf(conn net.Conn) *nap {
+// readWaitOf returns how to wait for a TLS peer's bytes, nil if only a Read can.
+func readWaitOf(conn net.Conn) *readWait {
 	if s := steadyOf(conn); s != nil {
-		return s.nap
+		return s.idle
 	}
 	return nil
 }
@@ -163,7 +163,7 @@ func steadyOf(conn net.Conn) *steadyConn {
 // from now on.
 func beginTLS(conn net.Conn, stall time.Duration) {
 	if s := steadyOf(conn); s != nil { // TLS in TLS waits in its Read
-		s.nap = newNap(s.Conn)
+		s.idle = newReadWait(s.Conn)
 	}
 	for ; conn != nil; conn = under(conn) {
 		if s, ok := conn.(*steadyConn); ok {
@@ -184,8 +184,8 @@ func (c *steadyConn) begin(stall time.Duration) {
 // nothing.
 func (c *steadyConn) Read(p []byte) (int, error) {
 	switch {
-	case c.nap != nil:
-		return c.nap.read(p)
+	case c.idle != nil:
+		return c.idle.read(p)
 	case c.glance != nil && !c.glance.full():
 		return 0, errNotYet
 	}

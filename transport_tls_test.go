@@ -152,10 +152,10 @@ func TestTLS_OnePort(t *testing.T) {
 			t.Errorf("%s: Request().TLS is %v", u, r.TLS)
 		}
 		got := make(chan Message, 1)
-		c.OnMessage(func(_ *WebSocket, m Message) { got <- Message{m.Type, bytes.Clone(m.Data)} })
+		c.OnMessage(func(_ *WebSocket, m Message) { got <- Message{Type: m.Type, Data: bytes.Clone(m.Data)} })
 		for _, n := range []int{0, 1, 1000, 20_000, 1 << 20} {
 			p := bytes.Repeat([]byte("x"), n)
-			if err := c.Write(t.Context(), Message{Binary, p}); err != nil {
+			if err := c.Write(t.Context(), Message{Type: Binary, Data: p}); err != nil {
 				t.Fatal(err)
 			}
 			if m := <-got; !bytes.Equal(m.Data, p) {

@@ -56,7 +56,7 @@ func TestUnix_Echo(t *testing.T) {
 			return nil
 		},
 		OnConnection: func(c *WebSocket) {
-			if c.raw == nil && !c.lf.secure {
+			if c.raw == nil && !c.secure() {
 				t.Error("not by the raw path")
 			}
 			if c.RemoteAddr() == nil || c.LocalAddr().Network() != "unix" {
@@ -89,7 +89,7 @@ func TestUnix_Echo(t *testing.T) {
 		}
 		for _, size := range []int{0, 1, 70_000, 1 << 20} {
 			p := bytes.Repeat([]byte{'x'}, size)
-			if err := c.Write(t.Context(), Message{Binary, p}); err != nil {
+			if err := c.Write(t.Context(), Message{Type: Binary, Data: p}); err != nil {
 				t.Fatal(err)
 			}
 			m, err := c.Read(t.Context())

@@ -187,7 +187,7 @@ func TestDriverDistrusts(t *testing.T) {
 				c.Write(p)
 			}
 		})
-		d, err := open(ln.Addr().(*net.TCPAddr).Port, w.conns)
+		d, err := open(ln.Addr().(*net.TCPAddr).Port, w.conns, w.pack)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -67,7 +68,7 @@ type driver struct {
 
 // open connects to the server on port and upgrades, n times. The raw TCP server
 // plays along, so that it too has accepted each connection when open returns.
-func open(port, n int) (*driver, error) {
+func open(port, n int, pack bool) (*driver, error) {
 	d := &driver{buf: make([]byte, 256*kib), clients: make([]client, 0, n), start: time.Now()}
 	var err error
 	if d.epoll, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
@@ -76,7 +77,7 @@ func open(port, n int) (*driver, error) {
 	for range n {
 		fd, err := dial(port)
 		if err == nil {
-			err = upgrade(fd)
+			err = upgrade(fd, pack)
 		}
 		if err == nil {
 			err = syscall.SetNonblock(fd, true)
@@ -125,6 +126,9 @@ const (
 	closeReply = "\x88\x02\x03\xE8"
 )
 
+// offer is the header line that asks for compression.
+const offer = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n"
+
 // checkAnswer looks at a complete response head.
 func checkAnswer(b []byte) error {
 	if !bytes.HasPrefix(b, []byte("HTTP/1.1 101 ")) || !bytes.Contains(b, []byte(accepted)) {
@@ -133,9 +137,13 @@ func checkAnswer(b []byte) error {
 	return nil
 }
 
-// upgrade makes a blocking connection a WebSocket.
-func upgrade(fd int) error {
-	if _, err := syscall.Write(fd, []byte(opening)); err != nil {
+// upgrade makes a blocking connection a WebSocket, with compression if the server can.
+func upgrade(fd int, pack bool) error {
+	request := opening
+	if pack {
+		request = strings.TrimSuffix(opening, "\r\n") + offer + "\r\n"
+	}
+	if _, err := syscall.Write(fd, []byte(request)); err != nil {
 		syscall.Close(fd)
 		return err
 	}

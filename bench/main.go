@@ -39,6 +39,7 @@ func main() {
 	list := flag.Bool("list", false, "list workloads and servers")
 	serve := flag.String("serve", "", "be the server of that `name` (for the command itself)")
 	var s setup
+	flag.BoolVar(&s.pack, "pack", false, "with -serve: compress messages, without context takeover")
 	flag.BoolVar(&s.broadcast, "broadcast", false, "with -serve: a message goes to everybody")
 	flag.IntVar(&s.buffer, "buffer", 4*kib, "with -serve: bytes of the raw TCP server's buffer")
 	cert := flag.String("cert", "", "with -serve: certificate `file`, for TLS")

@@ -201,6 +201,9 @@ func serverFlags(w workload, scratch string) []string {
 	if w.kind == broadcast {
 		args = append(args, "-broadcast")
 	}
+	if w.pack {
+		args = append(args, "-pack")
+	}
 	if w.tls {
 		args = append(args, "-cert", filepath.Join(scratch, "cert.pem"), "-key", filepath.Join(scratch, "key.pem"))
 	}

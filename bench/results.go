@@ -98,6 +98,8 @@ func (r *results) reached(w workload, b bar) (float64, string) {
 		return median(r.ratios(w.name, b.server, best)), best
 	case toBun:
 		return median(r.ratios(w.name, b.server, "bun")), "bun"
+	case toGWS:
+		return median(r.ratios(w.name, b.server, "gws")), "gws"
 	case allocations:
 		return median(r.values(w.name, b.server, func(s sample) float64 { return s.mallocs })), ""
 	case bytesAsIs:

@@ -180,6 +180,9 @@ func (b *bench) measureTimed(ctx context.Context, w workload) {
 	}
 	var running []*process
 	for _, c := range b.results.servers {
+		if !c.can(w) {
+			continue
+		}
 		p, err := start(c, b.args[c.name], w, cpus, b.scratch)
 		if err != nil {
 			b.fail(w, c, err)
@@ -219,7 +222,7 @@ func (b *bench) once(p *process, w workload, spin bool) (s sample, err error) {
 	if w.kind == handshakes {
 		load = func(t time.Duration) (int, error) { return greet(p.port, w.conns, spin, t) }
 	} else {
-		if d, err = open(p.port, w.conns); err != nil {
+		if d, err = open(p.port, w.conns, w.pack); err != nil {
 			return s, err
 		}
 		defer func() {
@@ -230,6 +233,11 @@ func (b *bench) once(p *process, w workload, spin bool) (s sample, err error) {
 		}()
 		d.request, d.reply = w.request(p.raw)
 		d.payload, d.messages, d.spin = w.payload(), max(w.batch, 1), spin
+		if w.pack && !p.raw {
+			if err := d.learn(w); err != nil {
+				return s, err
+			}
+		}
 		switch w.kind {
 		case echo:
 			load = d.echo
@@ -305,6 +313,9 @@ func (b *bench) measureIdle(ctx context.Context, w workload) {
 	}
 	cpus, _ := b.place(1)
 	for _, c := range b.results.servers {
+		if !c.can(w) {
+			continue
+		}
 		for range b.idle {
 			s, err := b.idleOnce(c, w, cpus)
 			if ctx.Err() != nil {
@@ -330,11 +341,17 @@ func (b *bench) idleOnce(c *contestant, w workload, cpus []int) (s sample, err e
 		if w.tls {
 			return openTLS(p.port, n, request, reply)
 		}
-		d, err := open(p.port, n)
+		d, err := open(p.port, n, w.pack)
 		if err != nil {
 			return nil, err
 		}
 		d.request, d.reply, d.messages = request, reply, 1
+		if w.pack && !c.raw {
+			if err := d.learn(w); err != nil {
+				d.close()
+				return nil, err
+			}
+		}
 		if _, err := d.echo(0); err != nil {
 			d.close()
 			return nil, err

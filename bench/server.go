@@ -20,6 +20,7 @@ import (
 // A setup is what a server is told of the workload.
 type setup struct {
 	broadcast bool // a message goes to everybody, not back
+	pack      bool // compress, without context takeover, if the client offers it
 	buffer    int  // bytes of the raw TCP server's buffer per connection
 	tls       *tls.Config
 }
@@ -30,6 +31,7 @@ type contestant struct {
 	note string // how it is written
 	peer bool   // a WebSocket library for Go that is not ours
 	raw  bool   // no WebSocket at all
+	bare bool   // compression would be the program's
 
 	// serve answers the connections of ln until the process ends.
 	serve func(ln net.Listener, s setup) error
@@ -39,6 +41,9 @@ type contestant struct {
 	command func(scratch string) (args []string, version string, missing error)
 	version string // once command has told it
 }
+
+// can reports whether the server takes part in w.
+func (c *contestant) can(w workload) bool { return !w.pack || !c.bare }
 
 var contestants = []contestant{
 	{name: baseline, raw: true, serve: serveTCP,
@@ -53,9 +58,9 @@ var contestants = []contestant{
 		note: "net/http, Reader into a reused buffer, Write. It does not check UTF-8, so the program does. Broadcast: Write to each."},
 	{name: "gws", peer: true, serve: serveGWS,
 		note: "Its own Server, OnMessage, WriteMessage. CheckUtf8Enabled, off by default, is on. Broadcast: Broadcaster."},
-	{name: "gobwas", peer: true, serve: serveGobwas,
+	{name: "gobwas", peer: true, bare: true, serve: serveGobwas,
 		note: "Zero-copy Upgrader, bufio.Reader of 4 KiB, ReadHeader, Cipher, a reused buffer, header and payload in one write a frame. The program checks UTF-8. Broadcast: CompileFrame once."},
-	{name: "gobwas-util", peer: true, serve: serveGobwasUtil,
+	{name: "gobwas-util", peer: true, bare: true, serve: serveGobwasUtil,
 		note: "Zero-copy Upgrader, wsutil.ReadClientData and WriteServerMessage on the bare connection, as in its README; UTF-8 is checked. Broadcast: CompileFrame once."},
 	{name: "bun", command: bunCommand,
 		note: "Bun.serve, its WebSocket server in C++ (uWebSockets)."},

@@ -19,12 +19,12 @@ import (
 )
 
 // This file has the other Go libraries, each written as its documentation
-// recommends and as fast as its interface allows: buffers reused, no
-// compression, UTF-8 checked.
+// recommends and as fast as its interface allows: buffers reused,
+// UTF-8 checked.
 
 func serveGorilla(ln net.Listener, s setup) error {
 	var g group[*gorilla.Conn]
-	u := gorilla.Upgrader{WriteBufferPool: new(sync.Pool)}
+	u := gorilla.Upgrader{WriteBufferPool: new(sync.Pool), EnableCompression: s.pack}
 	return http.Serve(s.secured(ln), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := u.Upgrade(w, r, nil)
 		if err != nil {
@@ -65,7 +65,11 @@ func serveCoder(ln net.Listener, s setup) error {
 	var g group[*coder.Conn]
 	ctx := context.Background()
 	return http.Serve(s.secured(ln), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, err := coder.Accept(w, r, nil)
+		var o coder.AcceptOptions
+		if s.pack {
+			o.CompressionMode = coder.CompressionNoContextTakeover
+		}
+		c, err := coder.Accept(w, r, &o)
 		if err != nil {
 			return
 		}
@@ -129,7 +133,7 @@ func (h *gwsHandler) OnMessage(c *gws.Conn, m *gws.Message) {
 }
 
 func serveGWS(ln net.Listener, s setup) error {
-	server := gws.NewServer(&gwsHandler{s: s}, &gws.ServerOption{CheckUtf8Enabled: true})
+	server := gws.NewServer(&gwsHandler{s: s}, &gws.ServerOption{CheckUtf8Enabled: true, PermessageDeflate: gws.PermessageDeflate{Enabled: s.pack}})
 	server.OnError = func(net.Conn, error) {}
 	return server.RunListener(s.secured(ln))
 }

@@ -11,7 +11,11 @@ import (
 )
 
 func config(s setup) peerws.ListenConfig {
-	return peerws.ListenConfig{TLSConfig: s.tls, MaxConnections: -1}
+	c := peerws.ListenConfig{TLSConfig: s.tls, MaxConnections: -1}
+	if s.pack {
+		c.Compression.Mode = peerws.CompressionNoContext
+	}
+	return c
 }
 
 func servePeerws(ln net.Listener, s setup) error {

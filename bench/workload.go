@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 )
 
@@ -30,6 +31,7 @@ type workload struct {
 	rate  int // messages a second, of paced
 	procs int // GOMAXPROCS of the server
 	tls   bool
+	pack  bool // messages are compressed, without context takeover
 	bars  []bar
 }
 
@@ -40,6 +42,7 @@ const (
 	toTCP      measure = iota // ratio to the raw Go TCP server
 	toBestPeer                // ratio to the Go library that costs least
 	toBun
+	toGWS
 	allocations // a message
 	bytesAsIs   // resident bytes a connection
 	bytesAfterGC
@@ -89,10 +92,14 @@ var workloads = []workload{
 		bars: []bar{{"peerws", toTCP, 0.85, 0.75}, {"peerws", allocations, 0.01, 0}}},
 	{name: "handshake", title: "handshake and close", kind: handshakes, conns: 16,
 		bars: []bar{{"peerws", toTCP, 1.05, 0.95}, {"peerws", allocations, 12, 0}}},
+	{name: "deflate1k", title: "1 KiB JSON, compressed", kind: echo, size: kib, text: "users", conns: 32, pack: true,
+		bars: []bar{{"peerws", toGWS, 0.80, 0}, {"peerws", toBun, 1.00, 0}, {"peerws", allocations, 0.01, 0}}},
+	{name: "deflate64k", title: "64 KiB JSON, compressed", kind: echo, size: 64 * kib, text: "users", conns: 8, pack: true},
 	{name: "b125-p2", title: "125 B, GOMAXPROCS 2", kind: echo, size: 125, conns: 32, procs: 2},
 	{name: "pipe64-p2", title: "64 × 125 B, GOMAXPROCS 2", kind: echo, size: 125, conns: 16, batch: 64, procs: 2},
 	{name: "idle", title: "idle connections", kind: idle, size: 125, conns: 10000,
 		bars: []bar{{"peerws", bytesAsIs, 4000, 3300}}},
+	{name: "idle-deflate", title: "idle connections, compression agreed on", kind: idle, size: kib, text: "users", conns: 10000, pack: true},
 	{name: "idle-tls", title: "idle connections, TLS", kind: idle, size: 125, conns: 3000, tls: true,
 		bars: []bar{{"peerws", bytesAsIs, 24 * kib, 20 * kib}, {"peerws", bytesAfterGC, 18 * kib, 16 * kib}}},
 }
@@ -103,6 +110,15 @@ func (w workload) payload() []byte {
 	switch w.text {
 	case "json":
 		b = []byte("[" + strings.Repeat(`{"id":4711,"name":"Ann","tags":["a","b"],"on":true},`, w.size/50+1))
+	case "users": // with numbers that do not repeat, as programs' do
+		x := uint32(1)
+		next := func(n uint32) uint32 {
+			x = x*1664525 + 1013904223 // the constants of Numerical Recipes
+			return x >> 8 % n
+		}
+		for b = []byte("["); len(b) < w.size; {
+			b = fmt.Appendf(b, `{"id":%d,"name":"user-%d","active":%v,"score":%d.%02d},`, next(1e6), next(1e4), next(2) == 0, next(100), next(100))
+		}
 	case "cyrillic":
 		b = []byte(strings.Repeat("Съешь же ещё этих мягких французских булок, да выпей чаю. ", w.size/50+1))
 		// The cut must not split a letter of two bytes.
@@ -132,8 +148,12 @@ func (w workload) opcode() byte {
 // frames and plain ones. A raw TCP server returns the request itself.
 func (w workload) request(raw bool) (request, reply []byte) {
 	p := w.payload()
-	request = frame(w.opcode(), p, [4]byte{0x37, 0xFA, 0x21, 0x3D})
-	reply = frame(w.opcode(), p, [4]byte{})
+	op := w.opcode()
+	if w.pack {
+		p, op = deflate(p), op|packedBit
+	}
+	request = frame(op, p, [4]byte{0x37, 0xFA, 0x21, 0x3D})
+	reply = frame(op, p, [4]byte{}) // with compression: see learn
 	if raw {
 		reply = request
 	}

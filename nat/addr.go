@@ -1,6 +1,8 @@
 package nat
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 
 	"github.com/peerws/peerws/internal/netaddr"
@@ -12,6 +14,20 @@ type ownAddresser interface {
 	// ownAddr is the address that faces the gateway when bound is
 	// unspecified, else bound.
 	ownAddr(bound netip.Addr) netip.Addr
+}
+
+// A watcher is a Mapper that can tell when the network of this machine may have
+// changed. Its watch returns when ctx ends, or at once with an error if it cannot.
+type watcher interface {
+	watch(ctx context.Context, changed func()) error
+}
+
+// watch is that of the system, if there is one.
+func (h host) watchNetwork(ctx context.Context, changed func()) error {
+	if h.watch == nil {
+		return errors.ErrUnsupported
+	}
+	return h.watch(ctx, changed)
 }
 
 // isGlobal reports whether a can be an address on the Internet.

@@ -54,14 +54,14 @@ func hear(ctx context.Context, c *net.UDPConn, gateway netip.Addr, announces fun
 	defer closed()
 	stop := context.AfterFunc(ctx, closed)
 	defer stop()
-	b := make([]byte, 2048)
+	b := make([]byte, maxDatagram)
 	for failures := 0; ; {
 		n, from, err := c.ReadFromUDPAddrPort(b)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
-			if failures++; failures > 32 {
+			if failures++; failures > maxReadFailures {
 				return err
 			}
 			continue
@@ -99,7 +99,7 @@ func announcesEpoch(b []byte) bool {
 // notices is what SSDP has told of a gateway. Devices say that they are alive
 // all the time, so only news count: another boot or another place for the
 // description, being alive after a goodbye, and what is heard first, since what
-// was before is not known. The goodbye itself is no reason
+// was before is not known. The goodbye itself is not a reason
 // to look: there is nobody to ask any more, and if nobody comes back, the next
 // look finds out.
 type notices struct{ last string }

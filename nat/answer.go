@@ -80,7 +80,7 @@ func parseAnswer(b []byte, end bool) (httpAnswer, completeness, error) {
 }
 
 // parseAnswerHead reads the status line and the fields; ok is false while the
-// empty line behind them has not come. A line that is no field is left out.
+// empty line behind them has not come. A line that is not a field is left out.
 func parseAnswerHead(b []byte) (a httpAnswer, rest []byte, ok bool, err error) {
 	a.header = make(http.Header)
 	first := true

@@ -325,6 +325,15 @@ func (a *anyMapper) ownAddr(bound netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
+func (a *anyMapper) watch(ctx context.Context, changed func()) error {
+	for _, c := range a.candidates {
+		if w, ok := c.mapper.(watcher); ok {
+			return w.watch(ctx, changed)
+		}
+	}
+	return errors.ErrUnsupported
+}
+
 // otherWay is that of the first candidate that knows.
 func (a *anyMapper) otherWay(own, dst netip.Addr) netip.Addr {
 	for _, c := range a.candidates {

@@ -227,7 +227,7 @@ func TestManagerAnnouncementAfterLoss(t *testing.T) {
 		c.set(func() { c.err = nil })
 		n := len(c.times())
 		announce()
-		time.Sleep(minLookGap + announceWait)
+		time.Sleep(minCheckGap + announceWait)
 		synctest.Wait()
 		if s := m.Status(); len(c.times()) != n+1 || len(s.Leases) != 1 {
 			t.Errorf("asked %d times, %+v", len(c.times())-n, s)
@@ -431,7 +431,7 @@ func TestChecks(t *testing.T) {
 				t.Errorf("%+v, %v", ok, err)
 			}
 			maps := 1
-			if via == "pcp" { // its check is a renewal
+			if via != "upnp" { // the check is a renewal
 				maps = 2
 			}
 			if f.Count("pcp map")+f.Count("pmp map")+f.Count("soap AddPortMapping") != maps || f.Mappings() != 1 {
@@ -531,7 +531,7 @@ func TestManagerAtRebootedGateway(t *testing.T) {
 	announce()
 	start := time.Now()
 	for f.Mappings() == 0 {
-		if time.Since(start) > minLookGap+announceWait+time.Second {
+		if time.Since(start) > minCheckGap+announceWait+time.Second {
 			t.Fatal("not mapped again")
 		}
 		time.Sleep(10 * time.Millisecond)

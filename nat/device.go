@@ -37,11 +37,11 @@ var (
 	errNoService = errors.New("the description has no WAN connection service")
 )
 
-// A tame is a RoundTripper for one call to one device: it connects to nobody
+// A deviceTransport is a RoundTripper for one call to one device: it connects to nobody
 // else, through no proxy, from the address the gateway knows us by; it reads what
 // net/http would not, but limited bytes, makes UTF-8 of them, and remembers what
 // happened, since what stands above it tells only part.
-type tame struct {
+type deviceTransport struct {
 	link   link
 	device netip.Addr
 	limit  int64
@@ -51,7 +51,7 @@ type tame struct {
 	err    error  // why there was none
 }
 
-func (t *tame) RoundTrip(r *http.Request) (*http.Response, error) {
+func (t *deviceTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	a, err := t.fetch(r)
 	if err != nil {
 		t.err = err
@@ -68,7 +68,7 @@ func (t *tame) RoundTrip(r *http.Request) (*http.Response, error) {
 const answerPause = 250 * time.Millisecond
 
 // fetch is one request on a connection of its own: small devices have few to give.
-func (t *tame) fetch(r *http.Request) (httpAnswer, error) {
+func (t *deviceTransport) fetch(r *http.Request) (httpAnswer, error) {
 	ctx := r.Context()
 	port, err := strconv.ParseUint(r.URL.Port(), 10, 16) // checkLocation has put it there
 	if a, bad := netip.ParseAddr(r.URL.Hostname()); err != nil || bad != nil || a != t.device {
@@ -121,7 +121,7 @@ func orContextError(ctx context.Context, err error) error {
 }
 
 // client is an HTTP client over t that follows no redirects and keeps no cookies.
-func (t *tame) client(timeout time.Duration) http.Client {
+func (t *deviceTransport) client(timeout time.Duration) http.Client {
 	return http.Client{
 		Transport:     t,
 		Timeout:       timeout,
@@ -130,7 +130,7 @@ func (t *tame) client(timeout time.Duration) http.Client {
 }
 
 // plainXML makes UTF-8 of a document in whatever its head declares. Only ASCII
-// matters to us, so all that is no UTF-8 is taken for Latin-1.
+// matters to us, so all that is not UTF-8 is taken for Latin-1.
 func plainXML(b []byte) []byte {
 	b = bytes.TrimPrefix(b, []byte("\xef\xbb\xbf"))
 	if !utf8.Valid(b) {
@@ -157,14 +157,15 @@ func plainXML(b []byte) []byte {
 }
 
 // describe fetches the description at h and returns its WAN connection services.
-func describe(ctx context.Context, h hit) ([]*service, error) {
+// What it says of the router is noted in any case.
+func (u *upnp) describe(ctx context.Context, h hit) ([]*service, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url.String(), nil)
 	if err != nil {
 		return nil, malformed("description: %w", err)
 	}
-	t := &tame{link: h.link, device: h.device, limit: maxDescription}
+	t := &deviceTransport{link: h.link, device: h.device, limit: maxDescription}
 	c := t.client(fetchTimeout)
 	res, err := c.Do(req)
 	if err != nil {
@@ -178,7 +179,9 @@ func describe(ctx context.Context, h hit) ([]*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return findServices(root, h)
+	services, err := findServices(root, h)
+	u.routers.note(h.device, routerOf(root, h), err == nil)
+	return services, err
 }
 
 // parseDevice reads a description (UPnP Device Architecture 1.1 §2.3).

@@ -32,113 +32,137 @@ func (u *upnp) discover(ctx context.Context, op string, links []link) (*service,
 // find is discover for one. It returns as soon as a service is as good as can be.
 func (u *upnp) find(ctx context.Context, op string, links []link) (*service, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait() // nothing goes on behind the caller's back
+	d := discovery{u: u, ctx: ctx, patient: true, seen: make(map[string]bool), findings: make(chan finding, hitSorts*maxHits)}
+	defer d.wg.Wait() // nothing goes on behind the caller's back
 	defer cancel()
-
-	type finding struct {
-		service *service
-		score   int
-		err     error
-	}
-	hits, findings := make(chan hit, hitSorts*maxHits), make(chan finding, hitSorts*maxHits) // never full: a search reports no more
+	hits := make(chan hit, hitSorts*maxHits) // never full: a search reports no more
 	searched := make(chan error, 1)
-	wg.Go(func() { searched <- u.searcher.search(ctx, u.host, links, func(h hit) { hits <- h }) })
-
+	d.wg.Go(func() { searched <- u.searcher.search(ctx, u.host, links, func(h hit) { hits <- h }) })
 	patience := time.NewTimer(u.patience)
 	defer patience.Stop()
-	patient := true // still waiting for the gateway before strangers are heard
-	var grace <-chan time.Time
-	var strangers []hit
-	var best finding
-	var errs []error
-	pending, searching := 0, true
-	looked := make(map[string]bool)
-	look := func(h hit) {
-		if key := h.url.String(); looked[key] {
-			return
-		} else if h.stranger && patient {
-			strangers = append(strangers, h)
-			return
-		} else {
-			looked[key] = true
-		}
-		pending++
-		wg.Go(func() {
-			s, score, err := inspect(ctx, h)
-			findings <- finding{s, score, err}
-		})
-	}
 
-	for searching || pending > 0 || len(strangers) > 0 && patient {
-		if !searching && pending == 0 && best.service != nil {
+	for searching := true; !d.enough() && (searching || d.pending > 0 || len(d.strangers) > 0); {
+		if !searching && d.pending == 0 && d.best.service != nil {
 			break
 		}
 		select {
 		case h := <-hits:
-			look(h)
+			d.inspect(h)
 		case <-patience.C:
-			patient = false
-			if best.service != nil {
-				continue
-			}
-			for _, h := range strangers {
-				look(h)
-			}
-			strangers = nil
-		case f := <-findings:
-			pending--
-			if f.err != nil {
-				errs = append(errs, f.err)
-				continue
-			}
-			if best.service == nil || better(f.service, f.score, best.service, best.score) {
-				best = f
-			}
-			if best.score == scoreBest {
-				return best.service, nil
-			}
-			if grace == nil {
-				t := time.NewTimer(u.grace)
-				defer t.Stop()
-				grace = t.C
-			}
-		case <-grace:
-			return best.service, nil
+			d.hearStrangers()
+		case f := <-d.findings:
+			d.note(f)
+		case <-d.grace:
+			return d.best.service, nil
 		case err := <-searched:
-			searching = false
-			searched = nil
+			searching, searched = false, nil
 			if err != nil {
-				errs = append(errs, &Error{Kind: NoNetwork, Err: err})
+				d.errs = append(d.errs, &Error{Kind: NoNetwork, Err: err})
 			}
 			// What was found in the last moment is still to be looked at.
 			for len(hits) > 0 {
-				look(<-hits)
+				d.inspect(<-hits)
 			}
 		case <-ctx.Done():
 			// A device that takes seconds for each answer is late, not deaf:
 			// what is known of it by now will do.
-			for ; pending > 0; pending-- {
-				if f := <-findings; f.err == nil && (best.service == nil || better(f.service, f.score, best.service, best.score)) {
-					best = f
-				}
+			for d.pending > 0 {
+				d.note(<-d.findings)
 			}
-			if best.service != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return best.service, nil
+			if d.best.service != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return d.best.service, nil
 			}
 			return nil, u.fail(op, netip.Addr{}, ctxError(ctx))
 		}
 	}
-	if best.service != nil {
-		return best.service, nil
+	if d.best.service != nil {
+		return d.best.service, nil
 	}
-	if len(errs) == 0 {
-		return nil, u.fail(op, netip.Addr{}, &Error{Kind: NoGateway, Err: errors.New("the gateway did not answer the search")})
+	return nil, d.failure(op)
+}
+
+// A discovery is one search, and what it has come to.
+type discovery struct {
+	u   *upnp
+	ctx context.Context
+	wg  sync.WaitGroup
+
+	seen      map[string]bool // places whose description is read, or has been
+	pending   int             // that are being read
+	findings  chan finding    // what they come to
+	patient   bool            // only the gateway is heard yet
+	strangers []hit           // not heard yet
+	best      finding
+	grace     <-chan time.Time // for a better one; nil without one
+	errs      []error
+}
+
+// A finding is the best service of a description, or why there is none.
+type finding struct {
+	service *service
+	score   int
+	err     error
+}
+
+// inspect has the description at h read, once.
+func (d *discovery) inspect(h hit) {
+	switch key := h.url.String(); {
+	case d.seen[key]:
+		return
+	case h.stranger && d.patient:
+		d.strangers = append(d.strangers, h)
+		return
+	default:
+		d.seen[key] = true
 	}
-	for i, err := range errs {
-		errs[i] = u.fail(op, netip.Addr{}, err)
+	d.pending++
+	d.wg.Go(func() {
+		s, score, err := d.u.inspect(d.ctx, h)
+		d.findings <- finding{s, score, err}
+	})
+}
+
+// hearStrangers has what others than the gateway said looked at, unless it has been
+// found already.
+func (d *discovery) hearStrangers() {
+	d.patient = false
+	waiting := d.strangers
+	d.strangers = nil
+	if d.best.service != nil {
+		return
 	}
-	return nil, telling(u.Name(), op, errs)
+	for _, h := range waiting {
+		d.inspect(h)
+	}
+}
+
+// note takes the outcome of one inspection.
+func (d *discovery) note(f finding) {
+	d.pending--
+	if f.err != nil {
+		d.errs = append(d.errs, f.err)
+		return
+	}
+	if d.best.service == nil || better(f.service, f.score, d.best.service, d.best.score) {
+		d.best = f
+	}
+	if d.grace == nil {
+		d.grace = time.After(d.u.grace)
+	}
+}
+
+// enough reports whether no better service can be found.
+func (d *discovery) enough() bool { return d.best.service != nil && d.best.score == scoreBest }
+
+// failure is why there is no service.
+func (d *discovery) failure(op string) error {
+	if len(d.errs) == 0 {
+		return d.u.fail(op, netip.Addr{}, &Error{Kind: NoGateway, Err: errors.New("the gateway did not answer the search")})
+	}
+	for i, err := range d.errs {
+		d.errs[i] = d.u.fail(op, netip.Addr{}, err)
+	}
+	return telling(d.u.Name(), op, d.errs)
 }
 
 // better reports whether service a is to be preferred over b: by score, then
@@ -151,8 +175,8 @@ func better(a *service, as int, b *service, bs int) bool {
 }
 
 // inspect fetches a description and picks the best of its services.
-func inspect(ctx context.Context, h hit) (*service, int, error) {
-	services, err := describe(ctx, h)
+func (u *upnp) inspect(ctx context.Context, h hit) (*service, int, error) {
+	services, err := u.describe(ctx, h)
 	if err != nil {
 		e := fill("", "", h.device, NoGateway, 0, err)
 		return nil, 0, e

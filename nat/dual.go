@@ -2,6 +2,7 @@ package nat
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 )
 
@@ -37,6 +38,13 @@ func (d *dual) check(ctx context.Context, l Lease) (Lease, error) {
 		return c.check(ctx, l)
 	}
 	return l, nil
+}
+
+func (d *dual) watch(ctx context.Context, changed func()) error {
+	if w, ok := d.four.(watcher); ok {
+		return w.watch(ctx, changed)
+	}
+	return errors.ErrUnsupported
 }
 
 func (d *dual) ownAddr(bound netip.Addr) netip.Addr {

@@ -26,7 +26,7 @@ const (
 	maxEntries     = 64 // lines of the table, whoever's they are
 	entriesTimeout = 4 * time.Second
 
-	maxEntryText = 64 // bytes of a description that are kept
+	maxEntryText = 64 // bytes of a description, or of a router's name, that are kept
 )
 
 // A tableLine is what the table's actions answer (WANIPConnection:2 §2.6.13,

@@ -156,7 +156,7 @@ func (k Kind) weight() int {
 	return -1
 }
 
-// kindOf is err's Kind, 0 if it is no *Error.
+// kindOf is err's Kind, 0 if it is not an *Error.
 func kindOf(err error) Kind {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Kind

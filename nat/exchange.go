@@ -11,7 +11,7 @@ import (
 
 // exchange sends a packet to a port of the gateway, and again after each of
 // the waits, until judge calls a datagram the answer; judge's error is then
-// that of exchange. What is no answer changes nothing, whoever sent it;
+// that of exchange. What is not an answer changes nothing, whoever sent it;
 // strangers' datagrams do not get here, since the socket is connected to the
 // gateway. It ends with ctx, at once.
 func exchange(ctx context.Context, l link, port uint16, waits []time.Duration, packet []byte, judge func(b []byte) (answer bool, err error)) error {

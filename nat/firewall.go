@@ -45,6 +45,17 @@ func adviceFirewall(port uint16) string {
 	return fmt.Sprintf("If peers cannot connect, allow TCP port %d in this machine's firewall, if it has one.", port)
 }
 
+// alsoFirewall says of this machine's firewall that it is in the way as well, when
+// there is something to be done at the router.
+func alsoFirewall(port uint16) string {
+	for _, f := range firewalls(runtime.GOOS) {
+		if f.active() {
+			return fmt.Sprintf("This machine's firewall (%s) has to let it in, too: "+f.command, f.name, port)
+		}
+	}
+	return fmt.Sprintf("This machine's own firewall, if it has one, has to let TCP port %d in, too.", port)
+}
+
 func exists(name string) bool {
 	_, err := os.Stat(name)
 	return err == nil

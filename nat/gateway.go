@@ -2,6 +2,7 @@ package nat
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -42,6 +43,11 @@ type host struct {
 	six   bool
 	addrs func() ([]netaddr.Addr6, error)
 
+	// plugged reports whether the interface of a route has a connection, true if that
+	// cannot be known; nil: all have. watch is netaddr.Watch, or nil.
+	plugged func(route) bool
+	watch   func(ctx context.Context, changed func()) error
+
 	// loopback allows gateways and ourselves on loopback: for tests.
 	loopback bool
 }
@@ -51,6 +57,7 @@ const maxGateways = 4
 
 var (
 	errNoRoute   = errors.New("no default route")
+	errUnplugged = errors.New("the interface of the default route has no connection")
 	errTunnel    = errors.New("the default route leads into a tunnel")
 	errOtherWay  = errors.New("the way out is not in the main table of routes")
 	errNoSource  = errors.New("no address of our own faces the gateway")
@@ -85,6 +92,9 @@ func (h host) links(bound netip.Addr) ([]link, error) {
 			kind = NoGateway
 		}
 	} else {
+		if routes, err = h.connected(routes); err != nil {
+			return nil, err
+		}
 		slices.SortStableFunc(routes, func(a, b route) int { return cmp.Compare(a.metric, b.metric) })
 		for _, r := range routes {
 			if r.gateway.IsValid() && !slices.Contains(gateways, r.gateway) {
@@ -112,6 +122,35 @@ func (h host) links(bound netip.Addr) ([]link, error) {
 		return nil, &Error{Kind: kind, Err: err}
 	}
 	return links, nil
+}
+
+// connected are those routes whose interface has a connection. Without one the
+// system may keep the address and the route for a while.
+func (h host) connected(routes []route) ([]route, error) {
+	if h.plugged == nil || len(routes) == 0 {
+		return routes, nil
+	}
+	routes = slices.DeleteFunc(routes, func(r route) bool { return !h.plugged(r) })
+	if len(routes) == 0 {
+		return nil, &Error{Kind: NoNetwork, Err: errUnplugged}
+	}
+	return routes, nil
+}
+
+// plugged asks the system. Only the flag that an interface is up and not running is
+// believed.
+func plugged(r route) bool {
+	var i *net.Interface
+	var err error
+	switch {
+	case r.iface != "":
+		i, err = net.InterfaceByName(r.iface)
+	case r.index != 0:
+		i, err = net.InterfaceByIndex(r.index)
+	default:
+		return true
+	}
+	return err != nil || i.Flags&net.FlagUp == 0 || i.Flags&net.FlagRunning != 0
 }
 
 // leaves is the address of ours that packets to dst would come from, invalid if there

@@ -14,7 +14,7 @@ const maxAddrs6 = 4
 
 // systemHost6 is this machine for IPv6.
 func systemHost6() host {
-	return host{six: true, routes: defaultRoutes6, addrs: netaddr.Addrs6}
+	return host{six: true, routes: defaultRoutes6, addrs: netaddr.Addrs6, plugged: plugged, watch: netaddr.Watch}
 }
 
 // usable lists the addresses at which peers outside could reach this machine
@@ -84,6 +84,9 @@ func (h host) links6(bound netip.Addr) ([]link, error) {
 	routes, err := h.routes()
 	if err != nil {
 		return nil, &Error{Kind: NoNetwork, Err: err}
+	}
+	if routes, err = h.connected(routes); err != nil {
+		return nil, err
 	}
 	slices.SortStableFunc(routes, func(a, b route) int { return cmp.Compare(a.metric, b.metric) })
 	var links []link

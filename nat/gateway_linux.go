@@ -12,7 +12,7 @@ import (
 )
 
 // defaultRoutes reads the kernel's main table. Routes that a VPN keeps in a
-// table of its own are not there, which suits us: a VPN's far end is no home
+// table of its own are not there, which suits us: a VPN's far end is not a home
 // router to ask.
 func defaultRoutes() ([]route, error) {
 	f, err := os.Open("/proc/net/route")

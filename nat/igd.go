@@ -135,7 +135,7 @@ func (s *service) entry(ctx context.Context, external uint16) (entry, error) {
 	return e, nil
 }
 
-// externalAddr is GetExternalIPAddress. That the call succeeds is no address
+// externalAddr is GetExternalIPAddress. That the call succeeds does not make it an address
 // yet: "", 0.0.0.0 and loopback are what gateways say that have none.
 func (s *service) externalAddr(ctx context.Context) (netip.Addr, error) {
 	var out struct{ NewExternalIPAddress string }

@@ -29,25 +29,36 @@ const (
 	// No lease is believed to live longer than this.
 	maxLifetime = 24 * time.Hour
 
+	// A gateway that asks for more patience is asked again after this.
+	maxRetryAfter = 30 * time.Minute
+
 	// How often, while a mapping is held, the gateway is looked after; and
 	// again sooner when it did not answer.
-	heartbeat      = time.Minute
-	firstLookAgain = 5 * time.Second
-	checkTimeout   = 10 * time.Second
+	heartbeat       = time.Minute
+	firstCheckAgain = 5 * time.Second
+	checkTimeout    = 10 * time.Second
+
+	// The pause between checks without an answer doubles this often at most; that
+	// is longer than any recheck.
+	maxCheckDoublings = 8
 
 	// When the gateway announces something, it is looked after at a random
 	// moment within this: others heard it too, but a house has few of them (RFC
 	// 6887 §14.1.3 would have us wait up to 5 s). Announcements can be forged, so
-	// they lead to no more than one look in every minLookGap.
+	// they lead to no more than one look in every minCheckGap.
 	announceWait = time.Second
-	minLookGap   = 5 * time.Second
+	minCheckGap  = 5 * time.Second
 
 	// How often it is looked whether this machine has another address, or has
 	// slept: the clock that timers run by stands still meanwhile, on most
 	// systems, while that of the day and the gateway's go on. Setting the clock
 	// by so much looks the same, and costs a renewal.
 	watchEvery = 5 * time.Second
-	sleptFor   = 15 * time.Second
+
+	// The system says several things about one change, and the new address comes a
+	// moment after the old one has gone.
+	stirWait = 500 * time.Millisecond
+	sleptFor = 15 * time.Second
 
 	// How often a gateway is asked again that has no address on the outside:
 	// lines come back, not every gateway says so, and it is one datagram.
@@ -93,16 +104,19 @@ type keeper struct {
 	// it, for IPv6 its own; invalid if not known.
 	facing netip.Addr
 
-	lost   bool          // the gateway has lost the lease, and no other is granted yet
-	looked time.Time     // when the gateway was last asked anything, by a check or an asking
-	deaf   int           // checks without an answer in a row
-	alarm  time.Time     // when to look because something was announced, zero if nothing was
-	heard  chan struct{} // has room for one: something was announced
-	ears   *ears         // who listens for that, nil before the first lease
+	lost       bool          // the gateway has lost the lease, and no other is granted yet
+	asked      time.Time     // when the gateway was last asked anything, by a check or an asking
+	unanswered int           // checks without an answer in a row
+	alarm      time.Time     // when to look because something was announced, zero if nothing was
+	heard      chan struct{} // has room for one: something was announced
+	stirred    chan struct{} // has room for one: the network of this machine may have changed
+	watchAt    time.Time     // when our own addresses and clocks are compared next
+	hearing    *hearing      // who listens for that, nil before the first lease
+	confirm    time.Time     // when a new lease is checked for the first time, zero if it has been or need not be
 }
 
-// An ears is a goroutine that listens to one gateway.
-type ears struct {
+// A hearing is a goroutine that listens to the announcements of one gateway.
+type hearing struct {
 	gateway, local netip.Addr
 	via            string
 	stop           context.CancelFunc
@@ -123,22 +137,22 @@ func (k *keeper) keep(ctx context.Context) {
 		}
 		k.attend(ctx, time.Now().Add(wait))
 	}
-	k.close()
+	k.stopListening()
 	k.release()
 }
 
 // explain says why there is no mapping.
 func (k *keeper) explain(err error) Diagnosis {
 	if k.six() {
-		return diagnose6(err)
+		return k.place().diagnose6(err)
 	}
-	return diagnose(err)
+	return k.place().diagnose(err)
 }
 
 // explainLease says what a mapping comes to. One whose answers leave by another way
 // than the gateway's leads nowhere: the system knows, without a packet.
 func (k *keeper) explainLease(l Lease) Diagnosis {
-	d := diagnoseLease(l)
+	d := k.place().diagnoseLease(l)
 	if d.Code == CodeMapped {
 		if out := k.otherWay(l); out.IsValid() {
 			return diagnoseOtherWay(l, out)
@@ -164,64 +178,123 @@ func (k *keeper) last() Status {
 	return k.status
 }
 
-// attend waits until the next asking is due, at a time known now, or as soon
-// as it turns out that the gateway does not have the mapping any more.
-func (k *keeper) attend(ctx context.Context, due time.Time) {
+// A step is what a keeper does next while it holds, or waits for, a mapping.
+type step int
+
+const (
+	stepWatch step = iota + 1 // compare our own addresses and clocks; then the next step
+	stepCheck                 // ask the gateway whether it has the mapping; then the next step, or ask
+	stepAsk                   // make or renew the mapping
+)
+
+// An agenda is what is due when. A zero time is never, except for ask.
+type agenda struct {
+	ask      time.Time // the renewal, or the next attempt
+	check    time.Time // the check of the lease
+	announce time.Time // the look at a gateway that has announced something
+	watch    time.Time // the look at our own addresses
+	checks   bool      // an announcement leads to a check, else to asking
+}
+
+// next is the first thing that is due. Of several at the same time, asking goes
+// before checking, and both before watching.
+func (a agenda) next() (step, time.Time) {
+	what, at := stepAsk, a.ask
+	if !a.check.IsZero() && a.check.Before(at) {
+		what, at = stepCheck, a.check
+	}
+	if !a.announce.IsZero() && a.announce.Before(at) {
+		if what, at = stepAsk, a.announce; a.checks {
+			what = stepCheck
+		}
+	}
+	if !a.watch.IsZero() && a.watch.Before(at) {
+		what, at = stepWatch, a.watch
+	}
+	return what, at
+}
+
+// checkAt is when the lease is checked after the last exchange with the gateway at
+// asked, unanswered being the checks in a row that got no answer.
+func checkAt(recheck time.Duration, asked time.Time, unanswered int) time.Time {
+	if unanswered > 0 {
+		recheck = min(recheck, firstCheckAgain<<min(unanswered-1, maxCheckDoublings))
+	}
+	return asked.Add(recheck)
+}
+
+// agenda is what is due when, with the next asking at ask.
+func (k *keeper) agenda(ask time.Time) agenda {
 	_, able := k.m.c.Mapper.(checker)
+	a := agenda{ask: ask, watch: k.watchAt, announce: k.alarm, checks: able && k.lease != nil && !k.lost}
+	if a.checks && k.lease.recheck > 0 {
+		a.check = checkAt(k.lease.recheck, k.asked, k.unanswered)
+	}
+	if a.checks && !k.confirm.IsZero() {
+		a.check = k.confirm
+	}
+	return a
+}
+
+// attend does what is due until the next asking is, at a time known now, or it turns
+// out that the gateway does not have the mapping any more.
+func (k *keeper) attend(ctx context.Context, ask time.Time) {
 	wall, clock := k.m.wall(), time.Now()
-	watch := clock.Add(watchEvery)
+	k.watchAt = clock.Add(watchEvery)
 	for {
-		next, look := due, false
-		if able && k.lease != nil && k.lease.recheck > 0 && !k.lost {
-			every := k.lease.recheck
-			if k.deaf > 0 {
-				every = min(every, firstLookAgain<<min(k.deaf-1, 8))
-			}
-			if at := k.looked.Add(every); at.Before(next) {
-				next, look = at, true
-			}
-		}
-		if !k.alarm.IsZero() && k.alarm.Before(next) {
-			next, look = k.alarm, able && k.lease != nil && !k.lost
-		}
-		watching := watch.Before(next)
-		if watching {
-			next = watch
-		}
-		t := time.NewTimer(time.Until(next))
-		select {
-		case <-t.C:
-		case <-k.heard:
-			t.Stop()
-			if k.alarm.IsZero() {
-				k.alarm = time.Now().Add(time.Duration(rand.Float64() * float64(announceWait)))
-				if first := k.looked.Add(minLookGap); k.alarm.Before(first) {
-					k.alarm = first
-				}
-			}
-			continue
-		case <-ctx.Done():
-			t.Stop()
+		what, at := k.agenda(ask).next()
+		switch due := k.wait(ctx, at); {
+		case ctx.Err() != nil:
 			return
+		case !due:
+			continue
 		}
-		if watching {
+		switch what {
+		case stepWatch:
 			// A process that was stopped, or a machine whose clocks run on while
 			// it sleeps, finds its timer long overdue instead.
-			late := time.Since(next)
-			watch = time.Now().Add(watchEvery)
+			late := time.Since(at)
+			k.watchAt = time.Now().Add(watchEvery)
 			if k.moved() || late > sleptFor || k.m.wall().Sub(wall)-time.Since(clock) > sleptFor {
 				k.m.log.Info("network changed, or machine slept: asking for the port again")
 				k.failures = 0
 				return
 			}
 			k.reassess(ctx)
-			continue
-		}
-		k.alarm = time.Time{}
-		if !look || k.look(ctx) {
+		case stepCheck:
+			k.alarm, k.confirm = time.Time{}, time.Time{}
+			if k.check(ctx) {
+				return
+			}
+		case stepAsk:
+			k.alarm = time.Time{}
 			return
 		}
 	}
+}
+
+// wait reports whether it is at now. It returns sooner when ctx ends, or when the
+// gateway has announced something, which changes the agenda.
+func (k *keeper) wait(ctx context.Context, at time.Time) bool {
+	t := time.NewTimer(time.Until(at))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-k.heard:
+		if k.alarm.IsZero() {
+			k.alarm = time.Now().Add(time.Duration(rand.Float64() * float64(announceWait)))
+			if first := k.asked.Add(minCheckGap); k.alarm.Before(first) {
+				k.alarm = first
+			}
+		}
+	case <-k.stirred:
+		if soon := time.Now().Add(stirWait); soon.Before(k.watchAt) {
+			k.watchAt = soon
+		}
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // reassess looks whether what we send still leaves by the same way as when the lease
@@ -258,9 +331,9 @@ func (k *keeper) faces() netip.Addr {
 	return netip.Addr{}
 }
 
-// look checks the lease once and reports whether to ask for the mapping now.
-func (k *keeper) look(ctx context.Context) (ask bool) {
-	k.looked = time.Now()
+// check looks once whether the gateway has the lease, and reports whether to ask for the mapping now.
+func (k *keeper) check(ctx context.Context) (ask bool) {
+	k.asked = time.Now()
 	call, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	l, err := k.m.c.Mapper.(checker).check(call, *k.lease)
@@ -269,7 +342,7 @@ func (k *keeper) look(ctx context.Context) (ask bool) {
 	}
 	if errors.Is(err, errStateLost) {
 		k.m.log.Info("gateway has lost the port mapping", "external", k.lease.External, "via", k.lease.Via)
-		k.lost, k.deaf = true, 0
+		k.lost, k.unanswered = true, 0
 		return true
 	}
 	switch kindOf(err) {
@@ -277,10 +350,10 @@ func (k *keeper) look(ctx context.Context) (ask bool) {
 		// It is busy, or being restarted. What it has will be seen when it
 		// answers; the mapping may well live on.
 		k.m.log.Debug("gateway does not answer", "err", err)
-		k.deaf++
+		k.unanswered++
 		return false
 	}
-	k.deaf = 0
+	k.unanswered = 0
 	if err != nil {
 		k.m.log.Info("port mapping in doubt", "err", err)
 		return true
@@ -294,19 +367,19 @@ func (k *keeper) look(ctx context.Context) (ask bool) {
 	return false
 }
 
-// attune listens to the gateway that made the lease, and to no other.
-func (k *keeper) attune(ctx context.Context) {
+// listen listens to the gateway that made the lease, and to no other.
+func (k *keeper) listen(ctx context.Context) {
 	l := k.lease
-	if e := k.ears; e != nil && e.gateway == l.Gateway && e.local == l.Internal.Addr() && e.via == l.Via {
+	if e := k.hearing; e != nil && e.gateway == l.Gateway && e.local == l.Internal.Addr() && e.via == l.Via {
 		return
 	}
-	k.close()
+	k.stopListening()
 	if _, able := k.m.c.Mapper.(checker); !able || !l.Gateway.IsValid() {
 		return
 	}
 	listening, stop := context.WithCancel(ctx)
-	e := &ears{gateway: l.Gateway, local: l.Internal.Addr(), via: l.Via, stop: stop, gone: make(chan struct{})}
-	k.ears = e
+	e := &hearing{gateway: l.Gateway, local: l.Internal.Addr(), via: l.Via, stop: stop, gone: make(chan struct{})}
+	k.hearing = e
 	go func() {
 		defer close(e.gone)
 		err := k.m.listen(listening, e.via, link{gateway: e.gateway, local: e.local}, k.m.heard)
@@ -316,12 +389,12 @@ func (k *keeper) attune(ctx context.Context) {
 	}()
 }
 
-// close ends the listening.
-func (k *keeper) close() {
-	if k.ears != nil {
-		k.ears.stop()
-		<-k.ears.gone
-		k.ears = nil
+// stopListening ends the listening.
+func (k *keeper) stopListening() {
+	if k.hearing != nil {
+		k.hearing.stop()
+		<-k.hearing.gone
+		k.hearing = nil
 	}
 }
 
@@ -344,7 +417,7 @@ func (k *keeper) ask(ctx context.Context) time.Duration {
 		limit = publicTimeout
 	}
 
-	k.looked = time.Now()
+	k.asked = time.Now()
 	call, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	l, err := k.m.c.Mapper.Map(call, Request{
@@ -366,7 +439,7 @@ func (k *keeper) ask(ctx context.Context) time.Duration {
 		return jitter(backoff[len(backoff)-1])
 	}
 	if errors.Is(err, errOff) {
-		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: diagnose(err)})
+		k.m.publish(ctx, k, Status{Settled: true, Diagnosis: k.explain(err)})
 		return -1
 	}
 	return k.failed(ctx, err)
@@ -379,8 +452,12 @@ func (k *keeper) granted(ctx context.Context, l Lease) time.Duration {
 	}
 	l.Lifetime = min(max(l.Lifetime, 0), maxLifetime)
 	k.lease, k.port, k.failures = &l, l.External.Port(), 0
-	k.lost, k.deaf = false, 0
-	k.attune(ctx)
+	k.confirm = time.Time{}
+	if l.confirm > 0 && !k.lost { // once: a gateway that loses it again and again is not asked in a circle
+		k.confirm = time.Now().Add(l.confirm)
+	}
+	k.lost, k.unanswered = false, 0
+	k.listen(ctx)
 	d := k.explainLease(l)
 	if !k.six() && l.External.Addr() == k.facing {
 		d = diagnosePublic(l.External.Addr(), l.Internal.Port()) // nothing is translated: it is a firewall that was opened
@@ -396,14 +473,15 @@ func (k *keeper) failed(ctx context.Context, err error) time.Duration {
 	k.failures++
 	wait := jitter(backoff[min(k.failures, len(backoff))-1])
 	if e, ok := errors.AsType[*Error](err); ok && e.RetryAfter > wait {
-		wait = min(e.RetryAfter, 30*time.Minute)
+		wait = min(e.RetryAfter, maxRetryAfter)
 	} else if ok && e.Kind == WANDown {
 		wait = min(wait, jitter(lineBack))
 	}
 	k.m.log.Warn("port mapping failed", "internal", k.internal, "err", err, "failures", k.failures, "retry", wait)
 
 	s := Status{Settled: true, Diagnosis: k.explain(err), Err: err}
-	if k.lease != nil && !k.lost {
+	// Without a network nobody comes in, and the lease is tried again when there is one.
+	if k.lease != nil && !k.lost && kindOf(err) != NoNetwork {
 		age, life := time.Since(k.lease.Obtained), validity(*k.lease)
 		if age < life {
 			s.Leases, s.Diagnosis = []Lease{*k.lease}, k.explainLease(*k.lease)

@@ -94,6 +94,8 @@ type Manager struct {
 	begun  time.Time
 	change chan struct{} // has room for one: the status may be another
 
+	stirred chan struct{} // has room for one: the network of this machine may have changed
+
 	mu      sync.Mutex
 	keepers []*keeper // that for IPv4 first
 	status  Status    // of all of them
@@ -118,7 +120,7 @@ func newManager(c ManagerConfig, listen listenFunc, wall func() time.Time) *Mana
 		c.Mapper = None()
 	}
 	c.Internal = netip.AddrPortFrom(c.Internal.Addr().Unmap(), c.Internal.Port())
-	m := &Manager{c: c, log: c.Logger, done: make(chan struct{}), listen: listen, wall: wall, begun: time.Now(), change: make(chan struct{}, 1)}
+	m := &Manager{c: c, log: c.Logger, done: make(chan struct{}), listen: listen, wall: wall, begun: time.Now(), change: make(chan struct{}, 1), stirred: make(chan struct{}, 1)}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -173,16 +175,34 @@ func (m *Manager) run(ctx context.Context) {
 		watch = t.C
 		running = m.revise(ctx, running, six.addrs6())
 	}
+	if w, ok := m.c.Mapper.(watcher); ok {
+		watching := make(chan struct{})
+		go func() {
+			defer close(watching)
+			if err := w.watch(ctx, m.stir); ctx.Err() == nil {
+				m.log.Debug("changes of the network are looked for, not told", "err", err)
+			}
+		}()
+		defer func() { <-watching }()
+	}
 	go keep() // it may settle at once, and must not before the others are there
 	limit := time.NewTimer(settleLimit)
 	defer limit.Stop()
 
 	var told Status
+	var stir <-chan time.Time
 	for ctx.Err() == nil {
 		select {
 		case <-m.change:
 		case <-limit.C:
 			m.merge()
+		case <-m.stirred:
+			if both && stir == nil {
+				stir = time.After(stirWait)
+			}
+		case <-stir:
+			stir = nil
+			running = m.revise(ctx, running, six.addrs6())
 		case <-watch:
 			running = m.revise(ctx, running, six.addrs6())
 		case <-ctx.Done():
@@ -214,7 +234,7 @@ func (m *Manager) run(ctx context.Context) {
 // add makes a keeper, of which nothing is known yet, and the function that it is
 // to run.
 func (m *Manager) add(ctx context.Context, internal netip.AddrPort) (k *keeper, keep func()) {
-	k = &keeper{m: m, internal: internal, done: make(chan struct{}), port: m.c.External, heard: make(chan struct{}, 1)}
+	k = &keeper{m: m, internal: internal, done: make(chan struct{}), port: m.c.External, heard: make(chan struct{}, 1), stirred: make(chan struct{}, 1)}
 	ctx, k.cancel = context.WithCancelCause(ctx)
 	m.mu.Lock()
 	m.keepers = append(m.keepers, k)
@@ -255,6 +275,22 @@ func (m *Manager) revise(ctx context.Context, running []*keeper, addrs []netip.A
 		}
 	}
 	return next
+}
+
+// stir tells all keepers that the network of this machine may have changed.
+func (m *Manager) stir() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range m.keepers {
+		select {
+		case k.stirred <- struct{}{}:
+		default:
+		}
+	}
+	select {
+	case m.stirred <- struct{}{}:
+	default:
+	}
 }
 
 // heard tells all keepers that a gateway has announced something: in a house

@@ -113,5 +113,13 @@ type Lease struct {
 	recheck time.Duration
 	epoch   epoch
 
+	// confirm, when not 0, is how long after it was granted a new mapping is
+	// looked at once more.
+	confirm time.Duration
+
+	// untold says that the gateway forwards the port and is connected, but does not
+	// tell its address.
+	untold bool
+
 	token any // what the Mapper that made it needs to renew or delete it
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"sync"
 	"time"
 )
 
@@ -16,33 +15,27 @@ func NATPMP() Mapper { return Options{}.NATPMP() }
 
 func newNATPMP(h host) *natPMP {
 	ms := time.Millisecond
-	return &natPMP{
-		host:  h,
+	n := &natPMP{finder{
+		name: "nat-pmp",
+		host: h,
+		// RFC 6886 §3.1 goes on doubling up to 64 s, which with a gateway that does
+		// not speak it is two minutes of nothing.
 		probe: []time.Duration{250 * ms, 500 * ms, 1250 * ms},
 		call:  []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms},
+	}}
+	n.question = func(ctx context.Context, op string, l link) (netip.Addr, error) {
+		addr, _, err := n.external(ctx, op, l, n.probe)
+		return addr, err
 	}
+	n.mapAt = n.mapPort
+	return n
 }
 
-type natPMP struct {
-	host host
-
-	// How long an answer is waited for before a request is sent again, of a
-	// gateway that has never answered (probe) and of one that has (call). RFC
-	// 6886 §3.1 goes on doubling up to 64 s, which with a gateway that does not
-	// speak it is two minutes of nothing.
-	probe, call []time.Duration
-
-	finding shared[search, found]
-
-	mu    sync.Mutex
-	known netip.Addr // the gateway that answered last, invalid if none
-}
-
-// A found is a gateway that answered, and its outside address.
-type found struct {
-	link link
-	addr netip.Addr
-}
+// The requests are ours and not those of github.com/jackpal/go-nat-pmp, which the tests
+// have for a second opinion: it takes the first datagram that comes for the answer, so
+// that one forged or stray datagram before the right one fails every call, and a call
+// cannot be ended before its time.
+type natPMP struct{ finder }
 
 const (
 	pmpLifetime = 7200 * time.Second
@@ -51,71 +44,10 @@ const (
 	pmpUndo = 300 * time.Millisecond
 )
 
-func (n *natPMP) Name() string { return "nat-pmp" }
-
-func (n *natPMP) Map(ctx context.Context, r Request) (Lease, error) {
-	if err := checkInternal(r.Internal); err != nil {
-		return Lease{}, n.fail("map", link{}, err)
-	}
-	links, err := n.host.links(r.Internal.Addr())
-	if err != nil {
-		return Lease{}, n.fail("map", link{}, err)
-	}
-	// Straight to the gateway that has the mapping, or has answered before.
-	n.mu.Lock()
-	known := n.known
-	n.mu.Unlock()
-	tried, ok := rememberedLink(links, known, r.Previous)
-	if ok {
-		lease, failure := n.mapAt(ctx, tried, r)
-		if failure == nil || !transport(failure) || ctx.Err() != nil {
-			return lease, failure
-		}
-		n.forget()
-		err = failure
-	}
-	l, _, e := n.find(ctx, "map", links)
-	switch {
-	case e != nil:
-		return Lease{}, e
-	case ok && l == tried && kindOf(err) == Timeout: // it answers that question, and not the other
-		return Lease{}, err
-	}
-	return n.mapAt(ctx, l, r)
-}
-
-// find asks all gateways at once for their external address, which changes
-// nothing, and takes the first of the list that has one. Who asks for the same
-// at the same time shares the answer.
-func (n *natPMP) find(ctx context.Context, op string, links []link) (link, netip.Addr, error) {
-	f, err := n.finding.do(ctx, searchOf(op, links), func(ctx context.Context) (found, error) {
-		addrs := make([]netip.Addr, len(links))
-		i, errs := firstOf(ctx, links, func(ctx context.Context, i int) (err error) {
-			addrs[i], _, err = n.external(ctx, op, links[i], n.probe)
-			return err
-		})
-		if i >= 0 {
-			n.remember(links[i])
-			return found{links[i], addrs[i]}, nil
-		}
-		return found{}, telling(n.Name(), op, errs)
-	})
-	if err != nil && ctx.Err() != nil {
-		err = n.fail(op, f.link, ctxError(ctx))
-	}
-	return f.link, f.addr, err
-}
-
-// mapAt makes or renews the mapping at one gateway (RFC 6886 §3.3), then asks
+// mapPort makes or renews the mapping at one gateway (RFC 6886 §3.3), then asks
 // for the external address, which the answer does not have.
-func (n *natPMP) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
-	life := r.Lifetime
-	if life <= 0 {
-		life = pmpLifetime
-	}
-	life = min(max(life.Truncate(time.Second), time.Second), maxLifetime) // 0 would delete
-
-	q := pmpRequest{opcode: pmpMapTCP, internal: r.Internal.Port(), external: r.external(), lifetime: uint32(life / time.Second)}
+func (n *natPMP) mapPort(ctx context.Context, l link, r Request) (Lease, error) {
+	q := pmpRequest{opcode: pmpMapTCP, internal: r.Internal.Port(), external: r.external(), lifetime: wireLifetime(r.Lifetime, pmpLifetime)}
 	asked := time.Now()
 	a, err := n.ask(ctx, l, n.call, q)
 	if err == nil && (a.external == 0 || a.lifetime == 0) {
@@ -130,7 +62,7 @@ func (n *natPMP) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 	told := epoch{a.epoch, time.Now()}
 
 	// A mapping without an address is still a mapping: no error from here on.
-	addr, _, _ := n.external(ctx, "map", l, n.probe)
+	addr, _, err := n.external(ctx, "map", l, n.probe)
 	n.remember(l)
 	return Lease{
 		Internal: netip.AddrPortFrom(l.local, r.Internal.Port()),
@@ -141,6 +73,7 @@ func (n *natPMP) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 		Obtained: asked,
 		recheck:  heartbeat,
 		epoch:    told,
+		untold:   err != nil && kindOf(err) != WANDown,
 	}, nil
 }
 
@@ -161,10 +94,14 @@ func (n *natPMP) undo(ctx context.Context, l link, q pmpRequest, garbled bool) {
 	}
 }
 
-// check asks the gateway for its epoch and its external address.
+// check renews the mapping, which makes it again where only the router's firewall was
+// reloaded; the answer has the gateway's epoch. Then it asks for the external address.
+// The lease it returns is not believed to be longer for it.
 func (n *natPMP) check(ctx context.Context, l Lease) (Lease, error) {
 	at := link{gateway: l.Gateway, local: l.Internal.Addr()}
-	addr, now, err := n.external(ctx, "check", at, n.call)
+	a, err := n.ask(ctx, at, n.call, pmpRequest{
+		opcode: pmpMapTCP, internal: l.Internal.Port(), external: l.External.Port(), lifetime: wireLifetime(l.Lifetime, pmpLifetime),
+	})
 	if kindOf(err) == WANDown {
 		// Its line is down. Mappings outlive that, as a rule; what is to be
 		// said now is that nobody can come in by it.
@@ -172,12 +109,22 @@ func (n *natPMP) check(ctx context.Context, l Lease) (Lease, error) {
 		return l, nil
 	}
 	if err != nil {
-		return l, err
+		return l, n.fail("check", at, err)
 	}
+	now := epoch{a.epoch, time.Now()}
 	if epochRule(pmpEpoch).lost(l.epoch, now) {
 		return l, n.fail("check", at, errStateLost)
 	}
-	l.epoch, l.External = now, netip.AddrPortFrom(addr, l.External.Port())
+	l.epoch = now
+	if a.external != 0 {
+		l.External = netip.AddrPortFrom(l.External.Addr(), a.external)
+	}
+	switch addr, _, err := n.external(ctx, "check", at, n.call); {
+	case kindOf(err) == WANDown:
+		l.External = netip.AddrPortFrom(netip.Addr{}, l.External.Port())
+	case err == nil:
+		l.External = netip.AddrPortFrom(addr, l.External.Port())
+	}
 	return l, nil
 }
 
@@ -214,29 +161,6 @@ func (n *natPMP) external(ctx context.Context, op string, l link, waits []time.D
 	return a.address, epoch{a.epoch, time.Now()}, nil
 }
 
-// probeExternal is the read-only question of the race in Any.
-func (n *natPMP) probeExternal(ctx context.Context, r Request) (netip.Addr, error) {
-	links, err := n.host.links(r.Internal.Addr())
-	if err != nil {
-		return netip.Addr{}, n.fail("probe", link{}, err)
-	}
-	_, addr, err := n.find(ctx, "probe", links)
-	return addr, err
-}
-
-func (n *natPMP) remember(l link) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.known = l.gateway
-}
-
-// forget drops what was discovered.
-func (n *natPMP) forget() { n.remember(link{}) }
-
-func (n *natPMP) ownAddr(bound netip.Addr) netip.Addr { return n.host.ownAddr(bound) }
-
-func (n *natPMP) otherWay(own, dst netip.Addr) netip.Addr { return n.host.otherWay(own, dst) }
-
 // ask sends q until it is answered, by something other than an error.
 func (n *natPMP) ask(ctx context.Context, l link, waits []time.Duration, q pmpRequest) (pmpResponse, error) {
 	var r pmpResponse
@@ -250,7 +174,7 @@ func (n *natPMP) ask(ctx context.Context, l link, waits []time.Duration, q pmpRe
 	})
 	switch {
 	case garbage && errors.Is(err, errNoAnswer):
-		return pmpResponse{}, malformed("only datagrams that are no answer")
+		return pmpResponse{}, malformed("only datagrams that are not an answer")
 	case err != nil:
 		return pmpResponse{}, err
 	}
@@ -275,9 +199,4 @@ func pmpRefusal(r pmpResponse) error {
 		e.Kind = NoResources
 	}
 	return e
-}
-
-// fail completes the *Error of what went wrong.
-func (n *natPMP) fail(op string, l link, err error) *Error {
-	return fill(n.Name(), op, l.gateway, Unsupported, 0, err)
 }

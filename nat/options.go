@@ -58,7 +58,7 @@ func (o Options) Probe(ctx context.Context, port uint16) (Report, error) {
 
 // hosts are this machine, for IPv4 and for IPv6, with the gateway that was named.
 func (o Options) hosts() (four, six host) {
-	four = host{routes: defaultRoutes, source: netaddr.SourceFor, prefixes: localPrefixes}
+	four = host{routes: defaultRoutes, source: netaddr.SourceFor, prefixes: localPrefixes, plugged: plugged, watch: netaddr.Watch}
 	six = systemHost6()
 	g := o.Gateway.Unmap()
 	if !g.IsValid() {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"sync"
 	"time"
 )
 
@@ -17,30 +16,34 @@ func PCP() Mapper { return Options{}.PCP() }
 
 func newPCP(h host) *pcp {
 	ms := time.Millisecond
-	return &pcp{
-		host:  h,
+	p := &pcp{
+		finder: finder{
+			name: "pcp",
+			host: h,
+			// RFC 6887 §8.1.1 begins at 3 s and never ends, which suits a server that
+			// may be far away; ours is the next hop, and the keeper comes back anyway.
+			probe: []time.Duration{250 * ms, 500 * ms, 1250 * ms},
+			call:  []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms},
+		},
 		port:  pcpPort,
-		probe: []time.Duration{250 * ms, 500 * ms, 1250 * ms},
-		call:  []time.Duration{250 * ms, 500 * ms, 1000 * ms, 2000 * ms},
 		held:  make(map[pcpKey]pcpNonce),
 		stand: make(map[pcpKey]standing),
 	}
+	p.question = func(ctx context.Context, op string, l link) (netip.Addr, error) {
+		if _, err := p.announce(ctx, l, p.probe); err != nil {
+			return netip.Addr{}, p.fail(op, l, err)
+		}
+		return netip.Addr{}, nil
+	}
+	p.mapAt = p.mapPort
+	return p
 }
 
 type pcp struct {
-	host host
+	finder
 	port uint16 // of gateways
 
-	// How long an answer is waited for before a request is sent again, of a
-	// gateway that has never answered (probe) and of one that has (call). RFC
-	// 6887 §8.1.1 begins at 3 s and never ends, which suits a server that may
-	// be far away; ours is the next hop, and the keeper comes back anyway.
-	probe, call []time.Duration
-
-	finding shared[search, link]
-
-	mu    sync.Mutex
-	known netip.Addr          // the gateway that answered last, invalid if none
+	// Guarded by mu.
 	held  map[pcpKey]pcpNonce // of mappings not given back
 	stand map[pcpKey]standing // what was refused, and is not asked again yet
 }
@@ -86,65 +89,6 @@ type outsideError struct{ addr netip.Addr }
 
 func (e *outsideError) Error() string { return fmt.Sprintf("its own address is %s", e.addr) }
 
-func (p *pcp) Name() string { return "pcp" }
-
-func (p *pcp) Map(ctx context.Context, r Request) (Lease, error) {
-	if err := checkInternal(r.Internal); err != nil {
-		return Lease{}, p.fail("map", link{}, err)
-	}
-	links, err := p.host.links(r.Internal.Addr())
-	if err != nil {
-		return Lease{}, p.fail("map", link{}, err)
-	}
-	// Straight to the gateway that has the mapping, or has answered before.
-	p.mu.Lock()
-	known := p.known
-	p.mu.Unlock()
-	tried, ok := rememberedLink(links, known, r.Previous)
-	if ok {
-		lease, failure := p.mapAt(ctx, tried, r)
-		if failure == nil || !transport(failure) || ctx.Err() != nil {
-			return lease, failure
-		}
-		p.forget()
-		err = failure
-	}
-	l, e := p.find(ctx, "map", links)
-	switch {
-	case e != nil:
-		return Lease{}, e
-	case ok && l == tried && kindOf(err) == Timeout: // it answers that question, and not the other
-		return Lease{}, err
-	}
-	return p.mapAt(ctx, l, r)
-}
-
-// find asks all gateways at once whether they speak PCP, and takes the first
-// of the list that does. Who asks for the same at the same time shares the
-// answer.
-func (p *pcp) find(ctx context.Context, op string, links []link) (link, error) {
-	l, err := p.finding.do(ctx, searchOf(op, links), func(ctx context.Context) (link, error) { return p.findOnce(ctx, op, links) })
-	if err != nil && ctx.Err() != nil {
-		err = p.fail(op, l, ctxError(ctx))
-	}
-	return l, err
-}
-
-func (p *pcp) findOnce(ctx context.Context, op string, links []link) (link, error) {
-	i, errs := firstOf(ctx, links, func(ctx context.Context, i int) error {
-		_, err := p.announce(ctx, links[i], p.probe)
-		if err != nil {
-			return p.fail(op, links[i], err)
-		}
-		return nil
-	})
-	if i >= 0 {
-		p.remember(links[i])
-		return links[i], nil
-	}
-	return link{}, telling(p.Name(), op, errs)
-}
-
 // announce is the request that changes nothing (RFC 6887 §14.1.1); its answer
 // has the gateway's epoch. A gateway that does not know this opcode has shown
 // all the same that it speaks PCP.
@@ -156,18 +100,12 @@ func (p *pcp) announce(ctx context.Context, l link, waits []time.Duration) (pcpR
 	return r, err
 }
 
-// mapAt makes or renews the mapping at one gateway (RFC 6887 §11.2).
-func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
+// mapPort makes or renews the mapping at one gateway (RFC 6887 §11.2).
+func (p *pcp) mapPort(ctx context.Context, l link, r Request) (Lease, error) {
 	key := pcpKey{l, r.Internal.Port()}
 	if err := p.refusedBefore(key); err != nil {
 		return Lease{}, p.fail("map", l, err)
 	}
-	life := r.Lifetime
-	if life <= 0 {
-		life = pcpLifetime
-	}
-	life = min(max(life.Truncate(time.Second), time.Second), maxLifetime) // 0 would delete
-
 	// The address too is suggested, or the gateway may move us to another of
 	// its own (RFC 6887 §11.2.1).
 	var outside netip.Addr
@@ -176,7 +114,7 @@ func (p *pcp) mapAt(ctx context.Context, l link, r Request) (Lease, error) {
 			outside = netip.Addr{}
 		}
 	}
-	q := pcpRequest{opcode: pcpMap, lifetime: uint32(life / time.Second), client: l.local, mapping: pcpMapping{
+	q := pcpRequest{opcode: pcpMap, lifetime: wireLifetime(r.Lifetime, pcpLifetime), client: l.local, mapping: pcpMapping{
 		nonce:    p.nonce(key, r.Previous),
 		protocol: protocolTCP,
 		internal: r.Internal.Port(),
@@ -421,32 +359,4 @@ func (p *pcp) ask(ctx context.Context, l link, waits []time.Duration, q pcpReque
 		return pcpResponse{}, err
 	}
 	return r, nil
-}
-
-// probeExternal is the question of the race in Any. It changes nothing, and
-// so learns no address.
-func (p *pcp) probeExternal(ctx context.Context, r Request) (netip.Addr, error) {
-	links, err := p.host.links(r.Internal.Addr())
-	if err != nil {
-		return netip.Addr{}, p.fail("probe", link{}, err)
-	}
-	_, err = p.find(ctx, "probe", links)
-	return netip.Addr{}, err
-}
-
-func (p *pcp) remember(l link) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.known = l.gateway
-}
-
-// forget drops what was discovered. Nonces are no discovery.
-func (p *pcp) forget() { p.remember(link{}) }
-
-func (p *pcp) ownAddr(bound netip.Addr) netip.Addr { return p.host.ownAddr(bound) }
-
-func (p *pcp) otherWay(own, dst netip.Addr) netip.Addr { return p.host.otherWay(own, dst) }
-
-func (p *pcp) fail(op string, l link, err error) *Error {
-	return fill(p.Name(), op, l.gateway, Unsupported, 0, err)
 }

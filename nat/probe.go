@@ -16,6 +16,7 @@ import (
 type Report struct {
 	Addresses []netip.Addr // our own, IPv4 before IPv6, without loopback and link-local ones
 	Gateways  []netip.Addr // the gateways that were asked: those for IPv4, the preferred one first, then those for IPv6
+	Router    Router       // what the preferred one, in UPnP, says that it is
 
 	// Protocols has PCP, NAT-PMP and UPnP over IPv4, in the order in which Any
 	// prefers them, then what further gateways answered, then PCP and UPnP over
@@ -134,38 +135,67 @@ func (s survey) run(ctx context.Context) (Report, error) {
 			six = append(six, p.Name)
 		}
 	}
+	here := s.place()
+	r.Router = here.router
 	if own := s.pcp.host.ownAddr(netip.IPv4Unspecified()); err == nil || isGlobal(own) { // or on a point-to-point link
-		r.Diagnosis = r.diagnose(own, s.port)
+		r.Diagnosis = r.diagnose(own, here)
+	} else if six := r.failures6(); kindOf(err) == NoNetwork && len(six) > 0 { // there is a network, of IPv6 alone
+		r.Diagnosis = here.diagnose6(telling("any", "probe", six))
 	} else {
-		r.Diagnosis = diagnose(err)
+		r.Diagnosis = here.diagnose(err)
 	}
 	if len(six) > 0 {
-		r.Diagnosis = readyOverIPv6(r.Diagnosis, strings.Join(six, ", "))
+		r.Diagnosis = readyOverIPv6(r.Diagnosis, strings.Join(six, ", "), s.port)
 	}
 	return r, ctx.Err()
 }
 
 // readyOverIPv6 is d, which is about IPv4, for a machine whose gateway lets
-// peers in over IPv6, asked in the protocols named.
-func readyOverIPv6(d Diagnosis, names string) Diagnosis {
+// peers in to the port over IPv6, asked in the protocols named.
+func readyOverIPv6(d Diagnosis, names string, port uint16) Diagnosis {
 	switch d.Code {
 	case CodeReady, CodePublic:
 	case CodeNoNetwork, CodeNoGateway:
-		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router lets peers in over IPv6 when asked (%s); over IPv4 none answered.", names)}
+		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router lets peers in over IPv6 when asked (%s); over IPv4 none answered.", names), Advice: adviceFirewall(port)}
 	default:
-		d.Summary += fmt.Sprintf(" Over IPv6 the router lets peers in when asked (%s).", names)
+		d.Summary = fmt.Sprintf("Over IPv6 the router lets peers in when asked (%s). Over IPv4 they do not get in: %s", names, d.Summary)
 	}
 	return d
 }
 
+// failures6 is why the gateway does not let peers in over IPv6.
+func (r Report) failures6() (all []error) {
+	for _, p := range r.Protocols {
+		if p.Internal.Is6() && p.Err != nil {
+			all = append(all, p.Err)
+		}
+	}
+	return all
+}
+
+// place is that of the preferred gateway, which is one for IPv6 where there is none
+// for IPv4.
+func (s survey) place() place {
+	p := s.upnp.place(netip.IPv4Unspecified())
+	if own := s.six.host.usable(); !p.gateway.IsValid() && len(own) > 0 {
+		if s.hole != nil {
+			p = s.hole.place(own[0])
+		} else {
+			p = s.six.place(own[0])
+		}
+	}
+	p.local = netip.AddrPortFrom(p.local.Addr(), s.port)
+	return p
+}
+
 func (s survey) askPCP(ctx context.Context, links []link) ProtocolReport {
-	l, err := s.pcp.find(ctx, "probe", links)
+	l, _, err := s.pcp.find(ctx, "probe", links)
 	return ProtocolReport{Name: s.pcp.Name(), Gateway: l.gateway, Version: "2", Err: err}
 }
 
 // askPCP6 is askPCP over IPv6, where nothing is translated.
 func (s survey) askPCP6(ctx context.Context, links []link) ProtocolReport {
-	l, err := s.six.find(ctx, "probe", links)
+	l, _, err := s.six.find(ctx, "probe", links)
 	p := ProtocolReport{Name: s.six.Name(), Gateway: l.gateway, Version: "2", Err: err}
 	if err == nil {
 		p.External = links[0].local
@@ -218,10 +248,10 @@ func (s survey) askUPnP(ctx context.Context, links []link) ProtocolReport {
 }
 
 // diagnose says what the answers over IPv4 come to, for the address of ours
-// that faces the gateway.
-func (r Report) diagnose(own netip.Addr, port uint16) Diagnosis {
+// that faces the gateway, at the place the Probe is about.
+func (r Report) diagnose(own netip.Addr, here place) Diagnosis {
 	if isGlobal(own) {
-		return diagnosePublic(own, port)
+		return diagnosePublic(own, here.local.Port())
 	}
 	var names []string
 	var outside netip.Addr
@@ -244,15 +274,15 @@ func (r Report) diagnose(own netip.Addr, port uint16) Diagnosis {
 	}
 	switch {
 	case isGlobal(outside):
-		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router opens ports when asked (%s), and its own address %s is a public one.", strings.Join(names, ", "), outside)}
+		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router opens ports when asked (%s), and its own address %s is a public one.", strings.Join(names, ", "), outside), Advice: adviceFirewall(here.local.Port())}
 	case outside.IsValid():
-		return diagnoseInside(outside, "The router opens ports when asked, but")
+		return here.diagnoseInside(outside, "The router opens ports when asked, but", here.local.Port())
 	case len(verdicts) > 0:
-		return diagnose(telling("any", "probe", verdicts))
+		return here.diagnose(telling("any", "probe", verdicts))
 	case len(names) > 0:
-		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router opens ports when asked (%s); whether its own address is a public one, only a mapping can tell.", strings.Join(names, ", "))}
+		return Diagnosis{Code: CodeReady, Summary: fmt.Sprintf("The router opens ports when asked (%s); whether its own address is a public one, only a mapping can tell.", strings.Join(names, ", ")), Advice: adviceFirewall(here.local.Port())}
 	}
-	return diagnose(telling("any", "probe", all))
+	return here.diagnose(telling("any", "probe", all))
 }
 
 // localAddrs lists the addresses of all interfaces that are up.

@@ -88,7 +88,7 @@ func TestProbeNoNetwork(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	r.Protocols = nil
-	if d := r.diagnose(publicIP, 9000); d.Code != "public" {
+	if d := r.diagnose(publicIP, place{}); d.Code != "public" {
 		t.Errorf("%+v", d)
 	}
 }
@@ -232,5 +232,18 @@ func TestProbeFirewall(t *testing.T) {
 		if ready := r.Diagnosis.Code == "ready" && strings.Contains(r.Diagnosis.Summary, "(upnp)"); ready != allowed {
 			t.Errorf("%+v", r.Diagnosis)
 		}
+	}
+}
+
+// On a network of IPv6 alone whose gateway is silent, that is what is said, and not
+// that there is no network.
+func TestProbeIPv6Alone(t *testing.T) {
+	t.Parallel()
+	f := natlab.StartFake(t, natlab.FakeConfig{IPv6: true})
+	six := testPCP6(f)
+	h := loopbackHost()
+	r, err := survey{newPCP(h), newNATPMP(h), newUPnP(h, systemSearcher()), six, nil, localAddrs, 9000}.run(t.Context())
+	if err != nil || r.Diagnosis.Code != CodeNoGateway || !strings.Contains(r.Diagnosis.Summary, "over IPv6") || !strings.Contains(r.Diagnosis.Advice, "TCP port 9000 of ::1") {
+		t.Errorf("%+v, %v", r.Diagnosis, err)
 	}
 }

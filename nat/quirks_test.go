@@ -53,8 +53,11 @@ var quirks = []struct{ what, tests string }{
 	// Calls.
 	{"faults with capitals, other prefixes, status 200, in lower case, without a detail, as web pages", "TestUPnPQuirks/faults with capital letters, TestUPnPQuirks/faults with another prefix, TestUPnPQuirks/faults with status 200, TestUPnPQuirks/faults in lower case, TestUPnPQuirks/faults without a detail, TestUPnPQuirks/faults as a web page, TestParseFault"},
 	{"an outside address that is none", "TestUPnPExternal"},
+	{"forwards, and does not tell its address", "TestUntoldAddress"},
+	{"has only some ports to give: MAP-E, lists of ports that are allowed", "TestPortsRefused, TestUPnPQuirks/606 not authorized"},
 	{"status Connected or Up, or none", "TestUPnPExternal, TestUPnPChoice/down, mute"},
 	{"says yes and keeps nothing; shows another lease; shows no entries", "TestUPnPQuirks/says yes and keeps nothing, TestUPnPQuirks/shows a lease for none, TestUPnPQuirks/cannot show entries, TestUPnPQuirks/shows nonsense for entries"},
+	{"overwrites an entry in the same moment; shows entries late", "TestUPnPOverwritten, TestUPnPShowsLate, TestKeeperConfirms"},
 	{"external ports are internal ones, said (724) or not", "TestUPnPQuirks/724 same ports, TestUPnPQuirks/724 although they are, TestUPnPQuirks/maps only same ports, and does not say so"},
 	{"401, 602 no such action", "TestUPnPQuirks/401 no such action, TestUPnPQuirks/IGD2 without AddAnyPortMapping"},
 	{"402, 500, 501 whatever is asked", "TestUPnPQuirks/402 whatever is asked, TestUPnPQuirks/bare 500 whatever is asked, TestUPnPQuirks/501 whatever is asked"},

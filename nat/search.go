@@ -51,6 +51,11 @@ type hit struct {
 // it does not hear what the gateway alone is asked, nor from which port.
 const maxHits = 5
 
+const (
+	maxDatagram     = 2048 // bytes of an answer or announcement that are read
+	maxReadFailures = 32   // errors of a socket in the way to the end, each of which may be about one datagram
+)
+
 // The sorts of hits.
 const (
 	hitDirect = iota
@@ -161,7 +166,7 @@ func (s searcher) searchLink(ctx context.Context, h host, l link, prefixes []net
 
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	b := make([]byte, 2048)
+	b := make([]byte, maxDatagram)
 	for failures := 0; ; {
 		n, from, err := c.ReadFromUDPAddrPort(b)
 		if ctx.Err() != nil {
@@ -169,7 +174,7 @@ func (s searcher) searchLink(ctx context.Context, h host, l link, prefixes []net
 		}
 		if err != nil {
 			// Some systems report here that an earlier datagram found nobody.
-			if failures++; failures > 32 {
+			if failures++; failures > maxReadFailures {
 				return err
 			}
 			continue

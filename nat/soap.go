@@ -75,7 +75,7 @@ func (s *service) call(ctx context.Context, action string, in, out any) error {
 	defer s.device.busy.Release(1)
 	call, cancel := context.WithTimeout(ctx, soapTimeout)
 	defer cancel()
-	t := &tame{link: s.device.hit.link, device: s.device.hit.device, limit: maxSOAP}
+	t := &deviceTransport{link: s.device.hit.link, device: s.device.hit.device, limit: maxSOAP}
 	c := soap.SOAPClient{EndpointURL: s.control, HTTPClient: t.client(soapTimeout)}
 	err := c.PerformActionCtx(call, s.urn, action, in, out)
 	if err == nil {
@@ -134,7 +134,7 @@ func readOut(body []byte, action string, out any) bool {
 }
 
 // httpError is the *Error for a call that got no whole answer.
-func httpError(ctx context.Context, t *tame, err error) error {
+func httpError(ctx context.Context, t *deviceTransport, err error) error {
 	if ctx.Err() != nil {
 		return &Error{Kind: ctxKind(ctx), Err: errors.Join(ctx.Err(), err)}
 	}

@@ -33,11 +33,13 @@ type upnp struct {
 	// A search is over after this, also when a device is found that swallows
 	// what it is asked.
 	limit time.Duration
-	// A new entry is looked at again after this long: a program that looked at
-	// the same port in the same moment may have overwritten it.
+	// A new entry is looked at again after this long, while the lease is used
+	// already: a program that looked at the same port in the same moment may have
+	// overwritten it.
 	settle time.Duration
 
 	finding shared[search, *service]
+	routers routers
 
 	mu    sync.Mutex
 	known *service // the one that was used last, nil if none
@@ -143,6 +145,14 @@ func (u *upnp) mapAt(ctx context.Context, s *service, r Request) (Lease, error) 
 	u.mu.Lock()
 	u.known = s
 	u.mu.Unlock()
+	untold := false
+	if !addr.IsValid() {
+		untold, _ = s.connected(ctx)
+	}
+	var confirm time.Duration
+	if r.Previous == nil {
+		confirm = u.settle
+	}
 	return Lease{
 		Internal: internal,
 		External: netip.AddrPortFrom(addr, m.external),
@@ -152,6 +162,8 @@ func (u *upnp) mapAt(ctx context.Context, s *service, r Request) (Lease, error) 
 		Obtained: obtained,
 		reassert: upnpReassert,
 		recheck:  heartbeat,
+		confirm:  confirm,
+		untold:   untold,
 		token:    upnpToken{s, describeMapping(r.Description, internal.Port())},
 	}, nil
 }
@@ -222,11 +234,16 @@ func (u *upnp) obtain(ctx context.Context, s *service, internal netip.AddrPort, 
 			if refusals++; refusals < maxRefusals {
 				continue
 			}
+			if e, ok := errors.AsType[*Error](failure); ok {
+				failure = &Error{Kind: e.Kind, Code: e.Code, Err: fmt.Errorf("%w: %w", errPortsRefused, e.Err)}
+			}
 		}
 		break
 	}
 	return entry{}, failure
 }
+
+var errPortsRefused = errors.New("so it was with other ports")
 
 // maxRefusals is how many ports are asked for of a gateway that refuses with a
 // code that may mean the port.
@@ -262,13 +279,17 @@ func (u *upnp) addPort(ctx context.Context, s *service, w wanted) (entry, error)
 	if err != nil {
 		return u.salvage(ctx, s, w, err)
 	}
-	if w.prev == nil {
-		sleep(ctx, u.settle)
-	} else if s.trusts() {
+	if w.prev != nil && s.trusts() {
 		return m, nil
 	}
 	w.external = m.external
-	if m, err = u.verify(ctx, s, w, m); ctx.Err() != nil {
+	granted := m
+	if m, err = u.verify(ctx, s, w, granted); codeOf(err) == codeNoSuchEntry {
+		// Some need a moment to show what they have.
+		sleep(ctx, u.settle)
+		m, err = u.verify(ctx, s, w, granted)
+	}
+	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
@@ -509,6 +530,10 @@ func (u *upnp) forget() {
 
 func (u *upnp) ownAddr(bound netip.Addr) netip.Addr { return u.host.ownAddr(bound) }
 
+func (u *upnp) watch(ctx context.Context, changed func()) error {
+	return u.host.watchNetwork(ctx, changed)
+}
+
 func (u *upnp) otherWay(own, dst netip.Addr) netip.Addr { return u.host.otherWay(own, dst) }
 
 func (u *upnp) fail(op string, gateway netip.Addr, err error) *Error {
@@ -534,8 +559,11 @@ func alternatives(internal netip.AddrPort, gateway netip.Addr) []uint16 {
 	return ports
 }
 
+// maxEntryName is how long a description every gateway takes may be.
+const maxEntryName = 32
+
 // describeMapping makes of a description what every gateway takes: ASCII
-// letters, digits, spaces and dashes, at most 32 of them. The port is part of
+// letters, digits, spaces and dashes, at most maxEntryName of them. The port is part of
 // it, because some gateways keep one entry for each description.
 func describeMapping(s string, port uint16) string {
 	var b strings.Builder
@@ -550,9 +578,9 @@ func describeMapping(s string, port uint16) string {
 		name = "peerws"
 	}
 	suffix := formatPort(port)
-	if len(name) <= 32 && slices.Contains(strings.Fields(name), suffix) {
+	if len(name) <= maxEntryName && slices.Contains(strings.Fields(name), suffix) {
 		return name
 	}
-	name = strings.TrimSpace(name[:min(len(name), 32-1-len(suffix))])
+	name = strings.TrimSpace(name[:min(len(name), maxEntryName-1-len(suffix))])
 	return name + " " + suffix
 }

@@ -47,7 +47,7 @@ func TestUPnP(t *testing.T) {
 			}
 			want := Lease{
 				Internal: netip.AddrPortFrom(localIP, 9000), External: netip.AddrPortFrom(publicIP, 9000),
-				Lifetime: time.Hour, Via: "upnp", Gateway: f.Addr, Obtained: l.Obtained, reassert: 20 * time.Minute, recheck: heartbeat, token: l.token,
+				Lifetime: time.Hour, Via: "upnp", Gateway: f.Addr, Obtained: l.Obtained, reassert: 20 * time.Minute, recheck: heartbeat, confirm: u.settle, token: l.token,
 			}
 			if l != want || l.token == nil || l.Obtained.IsZero() {
 				t.Errorf("got %+v, want %+v", l, want)

@@ -13,7 +13,7 @@ const server = Bun.serve({
 	},
 	websocket: {
 		maxPayloadLength: 2 << 20,
-		perMessageDeflate: false,
+		perMessageDeflate: args.includes('-pack'),
 		open(ws) {
 			if (everybody) ws.subscribe('all');
 		},

@@ -8,7 +8,7 @@ const everybody = args.includes('-broadcast');
 const server = value('-cert')
 	? require('https').createServer({ cert: readFileSync(value('-cert')), key: readFileSync(value('-key')) })
 	: require('http').createServer();
-const sockets = new WebSocketServer({ server, perMessageDeflate: false, maxPayload: 2 << 20 });
+const sockets = new WebSocketServer({ server, perMessageDeflate: args.includes('-pack') && { serverNoContextTakeover: true, clientNoContextTakeover: true }, maxPayload: 2 << 20 });
 sockets.on('connection', (ws) => {
 	ws.on('error', () => {});
 	ws.on('message', (data, binary) => {

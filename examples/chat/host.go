@@ -249,4 +249,7 @@ func (v *invitations) reachability(r peerws.Reachability) {
 	}
 	v.said = s
 	v.t.offer("* " + s)
+	if r.Detail != "" {
+		v.t.offer("* what was said: " + r.Detail)
+	}
 }

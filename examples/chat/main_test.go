@@ -58,6 +58,7 @@ func start(t *testing.T, args ...string) *running {
 func startHost(t *testing.T) (p *running, url string) {
 	t.Helper()
 	p = start(t, "-port", "0", "-nat=false", "-name", "ann")
+	p.wait(`^\* you are ann`) // said after the address: then it is in the room itself
 	return p, p.wait(`^\* from this machine: http://127.*chat (ws://127\.0\.0\.1:\d+/)$`)[1]
 }
 
@@ -353,4 +354,18 @@ func TestHostFlag(t *testing.T) {
 
 	bad := start(t, "-host", "room.example:9000")
 	bad.wantExit(2, 5*time.Second)
+}
+
+// What the router said is told with the sentence that it explains, once.
+func TestDetailIsTold(t *testing.T) {
+	var b strings.Builder
+	tt := newTerminal(&b)
+	v := &invitations{t: tt, shown: map[string]string{}}
+	r := peerws.Reachability{Code: "refused", Summary: "It refuses.", Advice: "Ask it.", Detail: "UPnP error 606"}
+	v.reachability(r)
+	v.reachability(r)
+	tt.close()
+	if got := b.String(); strings.Count(got, "* It refuses. Ask it.\n") != 1 || strings.Count(got, "* what was said: UPnP error 606\n") != 1 {
+		t.Error(got)
+	}
 }

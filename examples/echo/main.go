@@ -1,6 +1,6 @@
 // Echo is a peer that sends every message back.
 //
-//	go run ./examples/echo [-port 9000] [-nat] [-protocols a,b] [-origins ...] [-max BYTES] [-per-ip N]
+//	go run ./examples/echo [-port 9000] [-nat] [-protocols a,b] [-origins ...] [-max BYTES] [-per-ip N] [-compress off|on|context]
 //
 // It drops nothing: a peer that sends faster than it reads is slowed down, and
 // only one that takes nothing for WriteTimeout is cut off.
@@ -40,10 +40,17 @@ func main() {
 	origins := flag.String("origins", "", "origins of web pages that may connect, separated by commas; * for all")
 	most := flag.Int64("max", 0, "largest message in `bytes`, 0 for the default of 1 MiB, -1 for no limit")
 	perIP := flag.Int("per-ip", 0, "connections at a time from one address, 0 for the default of 64, -1 for no limit")
+	compress := flag.String("compress", "off", "compress messages, if the peer can: off, on, or context to refer to earlier ones")
 	verbose := flag.Bool("v", false, "log more")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintln(os.Stderr, "echo: unexpected argument", flag.Arg(0))
+		os.Exit(2)
+	}
+	modes := map[string]peerws.CompressionMode{"off": peerws.CompressionOff, "on": peerws.CompressionNoContext, "context": peerws.CompressionContext}
+	mode, ok := modes[*compress]
+	if !ok {
+		fmt.Fprintln(os.Stderr, "echo: -compress must be off, on or context")
 		os.Exit(2)
 	}
 	level := slog.LevelInfo
@@ -55,6 +62,7 @@ func main() {
 		MaxMessageSize:      *most,
 		MaxConnectionsPerIP: *perIP,
 		OnConnection:        echo,
+		Compression:         peerws.Compression{Mode: mode},
 		Logger:              slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	}
 	if *useNAT {

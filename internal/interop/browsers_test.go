@@ -305,6 +305,10 @@ func TestBrowsersToListener(t *testing.T) {
 			for _, scheme := range []string{"ws", "wss"} {
 				t.Run(scheme, func(t *testing.T) { connects(t, b, scheme, config) })
 			}
+			for way, c := range compressions {
+				config.Compression = c
+				t.Run(way, func(t *testing.T) { connects(t, b, "ws", config) })
+			}
 			t.Run("origin", func(t *testing.T) { origins(t, b, origin) })
 		})
 	}

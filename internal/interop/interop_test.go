@@ -141,6 +141,7 @@ type exchange struct {
 	closing  closing // what they must report
 	event    peerws.CloseEvent
 	limit    bool // event.Err must be a *LimitError
+	packed   bool // both sides agree on compression
 }
 
 // A session is our side of an exchange.
@@ -458,6 +459,7 @@ func connects(t *testing.T, p peer, scheme string, config peerws.ListenConfig) {
 			ctx, cancel := context.WithTimeout(t.Context(), most)
 			defer cancel()
 			config := config
+			x.packed = config.Compression.Mode != peerws.CompressionOff
 			config.Address = "127.0.0.1"
 			config.MaxMessageSize = largest
 			if x.max != 0 {
@@ -511,6 +513,7 @@ func listens(t *testing.T, s server, scheme string, d peerws.Dialer) {
 			ctx, cancel := context.WithTimeout(t.Context(), most)
 			defer cancel()
 			d := d
+			x.packed = d.Compression.Mode != peerws.CompressionOff
 			d.MaxMessageSize = largest
 			if x.max != 0 {
 				d.MaxMessageSize = x.max
@@ -572,19 +575,31 @@ func (x *exchange) play(ctx context.Context, s *session) error {
 		return fmt.Errorf("our event: %+v, want %+v", got, want)
 	case over != x.limit || (failed != nil) != x.limit:
 		return fmt.Errorf("our error: %v, OnError %v", got.Err, failed)
-	case s.Protocol() != x.protocol || s.Extensions() != "":
+	case s.Protocol() != x.protocol || !x.extended(s.Extensions()):
 		return fmt.Errorf("agreed on subprotocol %q, extensions %q", s.Protocol(), s.Extensions())
 	}
 	return nil
 }
 
-// check holds the other side's report against what must be.
+// extended reports whether a side has agreed on what it should.
+func (x *exchange) extended(extensions string) bool {
+	return strings.HasPrefix(extensions, "permessage-deflate") == x.packed
+}
+
+// compressions are the ways to compress that each library and browser is tried with.
+var compressions = map[string]peerws.Compression{
+	"deflate":         {Mode: peerws.CompressionNoContext, Threshold: -1},
+	"deflate context": {Mode: peerws.CompressionContext},
+	"deflate window":  {Mode: peerws.CompressionContext, WindowBits: 9},
+}
+
+// check compares the other side's report with what must be.
 func (x *exchange) check(t *testing.T, r report) {
 	t.Helper()
 	if !r.Opened || r.Late || r.Close == nil {
 		t.Fatalf("their side did not come to an end: opened %v, closed %v, late %v, %d messages", r.Opened, r.Close, r.Late, len(r.Messages))
 	}
-	if r.Protocol != x.protocol || r.Extensions != "" {
+	if r.Protocol != x.protocol || !x.extended(r.Extensions) {
 		t.Errorf("their side agreed on subprotocol %q, extensions %q, want %q", r.Protocol, r.Extensions, x.protocol)
 	}
 	if len(r.Messages) != len(x.messages) {

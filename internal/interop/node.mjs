@@ -29,6 +29,7 @@ const ops = {
 		const sockets = new WebSocketServer({
 			server,
 			maxPayload,
+			perMessageDeflate: {threshold: 0}, // if it is offered
 			handleProtocols: offered => protocols.find(p => offered.has(p)) ?? false,
 		});
 		accepted = new Promise(resolve => sockets.on('connection', ws => {

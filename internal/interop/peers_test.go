@@ -253,6 +253,9 @@ func TestLibrariesToListener(t *testing.T) {
 			for _, scheme := range []string{"ws", "wss"} {
 				t.Run(scheme, func(t *testing.T) { connects(t, p, scheme, id.listener()) })
 			}
+			for way, c := range compressions {
+				t.Run(way, func(t *testing.T) { connects(t, p, "ws", peerws.ListenConfig{Compression: c}) })
+			}
 		})
 	}
 }
@@ -270,6 +273,9 @@ func TestDiallerToLibraries(t *testing.T) {
 			p := begin(t)
 			for _, scheme := range []string{"ws", "wss"} {
 				t.Run(scheme, func(t *testing.T) { listens(t, p, scheme, id.dialler()) })
+			}
+			for way, c := range compressions {
+				t.Run(way, func(t *testing.T) { listens(t, p, "ws", peerws.Dialer{Compression: c}) })
 			}
 		})
 	}

@@ -102,8 +102,8 @@ func Need(t testing.TB, tools ...string) {
 	}
 }
 
-// New builds a lab and takes it down again when the test ends.
-func New(t testing.TB, config Config) *Lab {
+// newLab claims a lab without any host, to be taken down again when the test ends.
+func newLab(t testing.TB, config Config) *Lab {
 	t.Helper()
 	Need(t)
 	var random [4]byte
@@ -121,7 +121,13 @@ func New(t testing.TB, config Config) *Lab {
 			t.Errorf("natlab: cleaning up: %v", err)
 		}
 	})
+	return l
+}
 
+// New builds a lab and takes it down again when the test ends.
+func New(t testing.TB, config Config) *Lab {
+	t.Helper()
+	l := newLab(t, config)
 	l.WAN = l.namespace(t, "wan")
 	l.Gateway = l.namespace(t, "gw")
 	l.Gateway.Run(t, "ip", "link", "add", "wan0", "type", "veth", "peer", "name", "wan0", "netns", l.WAN.Name)

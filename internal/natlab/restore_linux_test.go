@@ -189,6 +189,82 @@ func testLANChange(t *testing.T, echo string) {
 	}
 }
 
+// The cable is out: the mapping is lost within seconds, although the system keeps the
+// address and the route. Back in, the same port is mapped again.
+func testUnplugged(t *testing.T, echo string) {
+	for _, c := range protocols {
+		t.Run(c.via, func(t *testing.T) {
+			t.Parallel()
+			l, p, outside := opened(t, echo, c.via, c.config)
+			mapped := "public " + c.via + " mapped " + outside.url
+			l.Gateway.Run(t, "ip", "link", "set", "port1", "down")
+			since := time.Now()
+			p.Await(t, 5*time.Second, "public "+c.via+" lost "+outside.url)
+			p.Await(t, time.Second, "reachability no-network: This machine's network is interrupted")
+			t.Logf("%s: %.2f s until lost", t.Name(), time.Since(since).Seconds())
+			l.Gateway.Run(t, "ip", "link", "set", "port1", "up")
+			since = time.Now()
+			for n := 0; n < 2; time.Sleep(20 * time.Millisecond) {
+				n = 0
+				for _, line := range p.Lines() {
+					if line == mapped {
+						n++
+					}
+				}
+				if time.Since(since) > 10*time.Second {
+					t.Fatalf("not mapped again after 10 s: %q", p.Lines())
+				}
+			}
+			t.Logf("%s: %.2f s until mapped again", t.Name(), time.Since(since).Seconds())
+			converse(t, l.WAN, outside.url)
+			stopped(t, p, syscall.SIGTERM)
+			noRules(t, l)
+		})
+	}
+}
+
+// The router's firewall is loaded anew while its daemon lives and knows nothing of it:
+// the forward is there again after the next look at it. Not over UPnP: there miniupnpd
+// says from memory that it has the entry, and takes it again without doing anything.
+func testFirewallReload(t *testing.T, echo string) {
+	for _, c := range protocols {
+		if c.via == "upnp" {
+			continue
+		}
+		t.Run(c.via, func(t *testing.T) {
+			t.Parallel()
+			l, p, outside := opened(t, echo, c.via, c.config)
+			l.Flush(t)
+			noRules(t, l)
+			since := time.Now()
+			for l.Forwards(t)[9000] != netip.AddrPortFrom(l.Host, 9000) {
+				if time.Since(since) > 2*time.Minute {
+					t.Fatal("not forwarded again after 2 minutes")
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			t.Logf("%s: %.1f s until forwarded again", t.Name(), time.Since(since).Seconds())
+			converse(t, l.WAN, outside.url)
+			stopped(t, p, syscall.SIGTERM)
+			noRules(t, l)
+		})
+	}
+}
+
+// Addresses of this machine that come and go are told within moments.
+func testOwnAddresses(t *testing.T, echo string) {
+	l := New(t, Config{Daemon: Silence})
+	p := l.LAN.Start(t, echo, "-nat=false")
+	p.Await(t, listenLimit, "listening")
+	l.LAN.Run(t, "ip", "addr", "add", "192.168.77.50/24", "dev", "eth0")
+	p.Await(t, 2*time.Second, "lan direct bound ws://192.168.77.50:9000/")
+	l.LAN.Run(t, "ip", "addr", "del", "192.168.77.50/24", "dev", "eth0")
+	p.Await(t, 2*time.Second, "lan direct lost ws://192.168.77.50:9000/")
+	l.LAN.Run(t, "ip", "link", "set", "eth0", "down")
+	p.Await(t, 2*time.Second, "lan direct lost ws://"+l.Host.String()+":9000/")
+	stopped(t, p, syscall.SIGTERM)
+}
+
 var counted = regexp.MustCompile(`counter packets (\d+) `)
 
 // What the gateway is asked while nothing happens: at most 30 times in five

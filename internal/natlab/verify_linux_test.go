@@ -1,8 +1,11 @@
 package natlab
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
@@ -72,7 +75,7 @@ func TestVerified(t *testing.T) {
 		l := New(t, Config{})
 		l.hairpin(t, 9000, netip.AddrPortFrom(l.Host, 9000))
 		out, err := l.LAN.Command(t.Context(), doctor, "-try").CombinedOutput()
-		if s := string(out); err != nil || !strings.Contains(s, "; a connection of ours came back through it; given back\n") || !strings.Contains(s, "\nPeers can reach this machine. The router forwards 11.22.33.44:9000 to us") {
+		if s := string(out); err != nil || !strings.Contains(s, "; a connection of ours came back through it; given back\n") || !strings.Contains(s, "\nPeers outside may be able to reach this machine. The router forwards 11.22.33.44:9000 to us") {
 			t.Errorf("%v:\n%s", err, out)
 		}
 		t.Logf("doctor -try:\n%s", out)
@@ -90,15 +93,83 @@ func TestVerified(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 
-		// A program that listens keeps its forward.
+		// A program that listens is looked at, and keeps its forward.
 		p := l.LAN.Start(t, echo, "-nat", "-port", "9001")
 		awaitPublic(t, p)
 		before := len(l.Rules(t))
 		out, err = l.LAN.Command(t.Context(), doctor, "-try", "-port", "9001").CombinedOutput()
-		if err == nil || !strings.Contains(string(out), "port 9001 is in use on this machine") || len(l.Rules(t)) != before {
+		if s := string(out); err != nil || !strings.Contains(s, `is in use on this machine, by "echo" (process `) || !strings.Contains(s, "The router forwards 11.22.33.44:9001 to ") || len(l.Rules(t)) != before {
 			t.Errorf("%v:\n%s", err, out)
 		}
+		t.Logf("doctor -try beside echo:\n%s", out)
 	})
+
+	// doctor -wait tells those inside from those outside, by whatever way they come.
+	t.Run("Wait", func(t *testing.T) {
+		t.Parallel()
+		l := New(t, Config{})
+		l.hairpin(t, 9000, netip.AddrPortFrom(l.Host, 9000))
+		other, addr := l.AddHost(t)
+		p := l.LAN.Start(t, doctor, "-wait")
+		p.Await(t, 15*time.Second, "Waiting for 10m0s; ")
+		await := func(text string) {
+			t.Helper()
+			for range 100 {
+				if strings.Contains(strings.Join(p.Lines(), "\n"), text) {
+					return
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+			t.Errorf("no %q", text)
+		}
+		await("    http://11.22.33.44:9000/")
+		get(t, other, netip.AddrPortFrom(l.Host, 9000).String())
+		await("  somebody came from inside the home: " + addr.String() + ". ")
+		get(t, other, "11.22.33.44:9000")
+		await("  somebody came from inside the home, but by the address outside: " + GatewayLAN.String() + ". ")
+		get(t, l.WAN, "11.22.33.44:9000")
+		await("  somebody came from outside, a public address: " + WANHost.String() + ". Peers outside can reach this machine.")
+		stopped(t, p, syscall.SIGINT)
+		await("Peers outside can reach this machine. Somebody came from outside (" + WANHost.String() + ").")
+		t.Logf("doctor -wait:\n%s", strings.Join(p.Lines(), "\n"))
+		noRules(t, l)
+	})
+
+	// Beside a program that has the port, it watches who comes to that one.
+	t.Run("WaitBeside", func(t *testing.T) {
+		t.Parallel()
+		l := New(t, Config{})
+		awaitPublic(t, l.LAN.Start(t, echo, "-nat", "-port", "9000"))
+		p := l.LAN.Start(t, doctor, "-wait")
+		p.Await(t, 15*time.Second, "Watching who connects for 10m0s; ")
+		converse(t, l.WAN, "ws://11.22.33.44:9000/")
+		for range 100 {
+			if strings.Contains(strings.Join(p.Lines(), "\n"), "somebody came from outside") {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		stopped(t, p, syscall.SIGINT)
+		if s := strings.Join(p.Lines(), "\n"); !strings.Contains(s, "Peers outside can reach \"echo\"") {
+			t.Error(s)
+		} else {
+			t.Logf("doctor -wait beside echo:\n%s", s)
+		}
+	})
+}
+
+// get asks for a page, which has to be there.
+func get(t *testing.T, from *Namespace, host string) {
+	t.Helper()
+	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) { return from.Dial(ctx, addr) }}}
+	res, err := c.Get("http://" + host + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		t.Error(res.Status)
+	}
 }
 
 // A finding is what doctor prints with -json, as far as looked at here.

@@ -11,8 +11,8 @@ import (
 // that is much, so the two are taken apart: a Read that finds nothing says so,
 // everything is given back, and then the goroutine waits for the socket.
 
-// A nap waits for a socket to be readable. One goroutine uses it.
-type nap struct {
+// A readWait waits for a socket to be readable. One goroutine uses it.
+type readWait struct {
 	raw    syscall.RawConn
 	early  *earlyConn // whose bytes come before the socket's, or nil
 	readFn func(fd uintptr) bool
@@ -31,54 +31,54 @@ func (notYet) Error() string   { return "nothing to read yet" }
 func (notYet) Timeout() bool   { return true }
 func (notYet) Temporary() bool { return true } // crypto/tls asks this
 
-// newNap returns a nap for conn, nil if it is no socket.
-func newNap(conn net.Conn) *nap {
-	n := &nap{}
+// newReadWait returns a readWait for conn, nil if it is not a socket.
+func newReadWait(conn net.Conn) *readWait {
+	w := &readWait{}
 	if e, ok := conn.(*earlyConn); ok {
-		n.early, conn = e, e.Conn
+		w.early, conn = e, e.Conn
 	}
-	if n.raw = rawConn(conn); n.raw == nil {
+	if w.raw = rawConn(conn); w.raw == nil {
 		return nil
 	}
-	n.readFn, n.waitFn = n.tryRead, n.readable
-	return n
+	w.readFn, w.waitFn = w.tryRead, w.readable
+	return w
 }
 
 // read reads what is there, or returns errNotYet.
-func (n *nap) read(p []byte) (int, error) {
-	if n.early != nil {
-		if len(n.early.early) > 0 {
-			return n.early.Read(p)
+func (w *readWait) read(p []byte) (int, error) {
+	if w.early != nil {
+		if len(w.early.early) > 0 {
+			return w.early.Read(p)
 		}
-		n.early = nil
+		w.early = nil
 	}
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n.p = p
-	err := n.raw.Read(n.readFn)
-	n.p = nil
+	w.p = p
+	err := w.raw.Read(w.readFn)
+	w.p = nil
 	switch {
 	case err != nil:
 		return 0, err
-	case n.err != nil && wouldBlock(n.err):
+	case w.err != nil && wouldBlock(w.err):
 		return 0, errNotYet
-	case n.err != nil:
-		return 0, n.err
-	case n.n == 0:
+	case w.err != nil:
+		return 0, w.err
+	case w.n == 0:
 		return 0, io.EOF
 	}
-	return n.n, nil
+	return w.n, nil
 }
 
-func (n *nap) tryRead(fd uintptr) bool {
-	n.n, n.err = sysRead(fd, n.p)
+func (w *readWait) tryRead(fd uintptr) bool {
+	w.n, w.err = sysRead(fd, w.p)
 	return true
 }
 
 // wait waits until there is something to read, an end or an error included.
-func (n *nap) wait() error { return n.raw.Read(n.waitFn) }
+func (w *readWait) wait() error { return w.raw.Read(w.waitFn) }
 
 // readable parks only after it has seen that there is nothing, as the raw path
 // does: the poller is edge-triggered.
-func (n *nap) readable(fd uintptr) bool { return !sysEmpty(fd) }
+func (w *readWait) readable(fd uintptr) bool { return !sysEmpty(fd) }
