@@ -175,7 +175,7 @@ func (m *messageWriter) Close() error {
 	}
 	if w.out != nil {
 		w.buffered += len(p)
-		w.out.enqueue(framesOf(h, p))
+		w.out.enqueue(h, p)
 	} else if err := c.sendLocked(h, p); err != nil {
 		m.err = err
 		return err

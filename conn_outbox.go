@@ -43,8 +43,11 @@ func (o *outbox) free() {
 	outboxPool.Put(o)
 }
 
-// enqueue queues frames.
-func (o *outbox) enqueue(f frames) {
+// enqueue queues a message, or a part of one.
+func (o *outbox) enqueue(h header, p []byte) { o.enqueueFrames(framesOf(h, p)) }
+
+// enqueueFrames queues those of a message's frames that are not written yet.
+func (o *outbox) enqueueFrames(f frames) {
 	for f.more() {
 		o.enqueueFrame(f.next())
 	}

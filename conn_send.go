@@ -179,7 +179,7 @@ func (c *WebSocket) holdLocked(h header, p []byte) error {
 	}
 	c.writer.buffered += len(p)
 	w.heldSize += len(p)
-	w.held.enqueue(framesOf(h, p))
+	w.held.enqueue(h, p)
 	return nil
 }
 
@@ -207,7 +207,7 @@ func (c *WebSocket) sendLocked(h header, p []byte) error {
 			return ErrBufferFull
 		}
 		w.buffered += len(p)
-		w.out.enqueue(framesOf(h, p))
+		w.out.enqueue(h, p)
 	case w.mode == writeCorked && small && size <= c.corkMax():
 		if w.cork == nil {
 			w.cork = newBlock()
@@ -223,7 +223,7 @@ func (c *WebSocket) sendLocked(h header, p []byte) error {
 	case h.masked || c.raw == nil: // it must be copied anyway
 		w.buffered += len(p)
 		w.out = newOutbox()
-		w.out.enqueue(framesOf(h, p))
+		w.out.enqueue(h, p)
 		c.writeQueuedLocked()
 	default:
 		w.buffered += len(p)

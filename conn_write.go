@@ -167,7 +167,7 @@ func (c *WebSocket) writeNowLocked(op *write) {
 	case op.err != nil:
 		c.writeFailedLocked(op.err)
 	default:
-		c.queueRestLocked(op, n, frames{})
+		c.queueRestLocked(op, n)
 	}
 	op.free()
 }
@@ -211,7 +211,8 @@ func (c *WebSocket) writeLargeLocked(h header, p []byte) {
 			return
 		}
 		if took < total {
-			c.queueRestLocked(op, took, f)
+			c.queueRestLocked(op, took)
+			w.out.enqueueFrames(f)
 			return
 		}
 		cork.free()
@@ -221,8 +222,8 @@ func (c *WebSocket) writeLargeLocked(h header, p []byte) {
 }
 
 // queueRestLocked queues what is left of op's buffers, which are whole frames, when n bytes
-// have been written, and f behind it.
-func (c *WebSocket) queueRestLocked(op *write, n int, f frames) {
+// have been written.
+func (c *WebSocket) queueRestLocked(op *write, n int) {
 	w := &c.writer
 	w.out = newOutbox()
 	if !op.many {
@@ -234,7 +235,6 @@ func (c *WebSocket) queueRestLocked(op *write, n int, f frames) {
 		n -= k
 		w.out.push(b[k:])
 	}
-	w.out.enqueue(f)
 	c.startWriterLocked()
 }
 
