@@ -185,7 +185,9 @@ func (c *WebSocket) open(conn net.Conn, client bool, early *buffer) {
 	if !c.set.portable {
 		c.raw = rawConn(conn)
 	}
-	if c.raw != nil {
+	if s := sockOf(c.raw); s != nil {
+		s.attach(c)
+	} else if c.raw != nil {
 		c.readFn = c.readable
 	}
 	if c.owner == nil {
@@ -249,7 +251,11 @@ func (c *WebSocket) offer(f func(*WebSocket)) {
 		}
 	}
 	c.mu.Unlock()
-	if !held {
+	switch {
+	case held:
+	case sockOf(c.raw) != nil:
+		c.turn()
+	default:
 		c.begin()
 	}
 }
@@ -267,8 +273,13 @@ func (c *WebSocket) beginHeldLocked() {
 	c.begin()
 }
 
-// begin runs the socket on a goroutine of its own: a fresh one has a small stack.
+// begin runs the socket: as a turn of the engine, or on a goroutine of its own, for a
+// fresh one has a small stack.
 func (c *WebSocket) begin() {
+	if s := sockOf(c.raw); s != nil {
+		s.engine.add(task{c: c})
+		return
+	}
 	go newStarter(c).run()
 }
 

@@ -330,6 +330,9 @@ func (c *WebSocket) readForLocked(patience time.Duration) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.openGateLocked()
+		if sockOf(c.raw) != nil && !c.severed() { // it knows no deadline to come
+			c.wakeLocked(past)
+		}
 	})
 	if !c.severed() && x.tasks == nil { // tasks have woken the reader, which will set it
 		c.wakeLocked(x.readUntil)
@@ -415,6 +418,7 @@ func (c *WebSocket) finish(v verdict) {
 	}
 	c.wmu.Lock()
 	c.writer.mode = writeShut
+	c.takeCorkLocked().free() // nobody writes to the descriptor from now on
 	c.mu.Lock()
 	c.setState(isSevered) // no deadline of the writer's any more
 	if c.writer.running {
@@ -433,7 +437,6 @@ func (c *WebSocket) finish(v verdict) {
 	c.writer.out.free()
 	c.writer.out = nil
 	c.writer.dropHeldLocked()
-	c.takeCorkLocked().free()
 	c.roomLocked()
 	c.wmu.Unlock()
 	c.end()

@@ -29,6 +29,7 @@ const (
 	vGated                  // a message waits for somebody who wants it
 	vClosing                // a Close frame came, or the peer broke a rule: the closing handshake is to be finished
 	vEnded                  // the transport is over
+	vParked                 // the turn is over; whoever has the next one may be at work already
 )
 
 // A readInto is where the last read went.
@@ -225,7 +226,12 @@ func (c *WebSocket) fill() verdict {
 	}
 	var n int
 	var err error
-	if c.raw != nil {
+	if s := sockOf(c.raw); s != nil {
+		var v verdict
+		if n, err, v = c.turnFill(s); v != vMore {
+			return v
+		}
+	} else if c.raw != nil {
 		if err = c.raw.Read(c.readFn); err == nil && c.read.err != nil {
 			err, c.read.err = c.read.err, nil
 		}
@@ -412,6 +418,9 @@ func (c *WebSocket) wokenUp() (v verdict, ours bool) {
 func (c *WebSocket) drain() {
 	c.core.release()
 	c.read.off = 0
+	if s := sockOf(c.raw); s != nil {
+		s.stay()
+	}
 	for {
 		if c.in != nil {
 			c.in.b = c.in.b[:0]

@@ -55,6 +55,7 @@ type WebSocketListener struct {
 	set           *settings
 	machine       system
 	ln            net.Listener // nil for one that is mounted in a server
+	engine        *engine      // that waits for its sockets; nil: the runtime's poller
 	port          int
 	protocols     []string
 	tls           *tls.Config // nil without TLS on the port
@@ -165,6 +166,9 @@ func (l *WebSocketListener) start(ln net.Listener, c *ListenConfig) {
 	if c.HTTP != nil {
 		l.web = newWebServer(l, c)
 		go l.web.serve()
+	}
+	if t, ok := ln.(*net.TCPListener); ok && l.tls == nil && !l.set.portable {
+		l.engine, _ = newEngine(t, l.set.pingInterval <= 0) // without one, the runtime's poller waits
 	}
 	l.startMapping(c)
 	go l.acceptLoop()

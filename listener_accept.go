@@ -16,9 +16,10 @@ import (
 // acceptLoop takes transports from the system. Nothing in it waits for a peer.
 func (l *WebSocketListener) acceptLoop() {
 	defer close(l.accepting)
+	defer l.engine.release()
 	var pause time.Duration
 	for {
-		conn, err := l.ln.Accept()
+		conn, err := l.acceptOne()
 		if err == nil {
 			pause = 0
 			l.admit(conn)
@@ -49,6 +50,14 @@ func (l *WebSocketListener) acceptLoop() {
 			return
 		}
 	}
+}
+
+// acceptOne waits for a transport.
+func (l *WebSocketListener) acceptOne() (net.Conn, error) {
+	if l.engine != nil {
+		return l.engine.accept(l.closing)
+	}
+	return l.ln.Accept()
 }
 
 // unusable reports whether accepting can never succeed again. Every other error
@@ -201,6 +210,10 @@ func newArrival(l *WebSocketListener, conn net.Conn, since time.Time) *arrival {
 // beginLocked gives an arrival a place, and starts its handshake. l.mu is held.
 func (l *WebSocketListener) beginLocked(a *arrival) {
 	l.enterLocked(a)
+	if e := engineOf(a.conn); e != nil {
+		e.add(task{a: a})
+		return
+	}
 	go a.run()
 }
 
@@ -317,6 +330,21 @@ func (a *arrival) free() {
 	arrivalPool.Put(a)
 }
 
+// ordinary makes the transport one that package net knows, for whatever comes instead
+// of a WebSocket. The error is that it was closed instead.
+func (a *arrival) ordinary(conn net.Conn) (net.Conn, error) {
+	if engineOf(conn) == nil {
+		return conn, nil
+	}
+	a.l.mu.Lock()
+	defer a.l.mu.Unlock()
+	conn, err := ordinary(conn)
+	if err == nil {
+		a.conn = conn
+	}
+	return conn, err
+}
+
 // cutLocked ends the transport's handshake. l.mu is held.
 func (a *arrival) cutLocked() {
 	if !a.cutAt.IsZero() {
@@ -345,6 +373,10 @@ func (l *WebSocketListener) turnAway(conn net.Conn, err error) {
 	}
 	l.work.Go(func() {
 		defer l.lingers.Release(1)
+		conn, e := ordinary(conn)
+		if e != nil {
+			return
+		}
 		r, cause := refusalOf(err)
 		l.logRefusal(conn.RemoteAddr(), r.status, cause)
 		linger(conn, r.response(), func() {})

@@ -104,6 +104,12 @@ func (l *WebSocketListener) serveWeb(a *arrival, conn net.Conn, b *buffer, h *he
 		if err := l.reserve(); err != nil {
 			return err
 		}
+		conn, err := a.ordinary(conn)
+		if err != nil {
+			l.unreserve()
+			l.leave(a.key)
+			return nil
+		}
 		read := bytes.Clone(b.b)
 		key := a.key
 		if a.over() { // just now
@@ -180,7 +186,10 @@ func (l *WebSocketListener) refuse(a *arrival, conn net.Conn, method string, err
 		transportOf(conn).Close()
 		return
 	}
-	linger(conn, r.responseTo(method, outer), a.lingers)
+	answer := r.responseTo(method, outer)
+	if conn, err = a.ordinary(conn); err == nil {
+		linger(conn, answer, a.lingers)
+	}
 }
 
 // upgrade authorizes and answers an accepted request, with the lines of outer in

@@ -3,8 +3,12 @@
 package peerws
 
 import (
+	"encoding/binary"
+	"net/netip"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // Calls that cannot block go by RawSyscall: it does not tell the scheduler, so
@@ -73,4 +77,38 @@ func sysEmpty(fd uintptr) bool {
 	var now syscall.Timespec
 	n, _, errno := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
 	return errno == 0 && n == 0
+}
+
+// sysAccept takes a connection, non-blocking.
+func sysAccept(fd int) (int, peerAddr, error) {
+	var sa struct {
+		family uint16
+		port   [2]byte
+		flow   uint32 // or an IPv4 address
+		ip     [16]byte
+		scope  uint32
+	}
+	size := uint32(unsafe.Sizeof(sa))
+	n, _, errno := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	if errno != 0 {
+		return -1, peerAddr{}, errno
+	}
+	a := peerAddr{port: binary.BigEndian.Uint16(sa.port[:])}
+	if sa.family == unix.AF_INET {
+		a.ip = netip.AddrFrom4(*(*[4]byte)(unsafe.Pointer(&sa.flow))).As16()
+		a.is4 = true
+	} else {
+		a.ip, a.zone = sa.ip, sa.scope
+		a.is4 = netip.AddrFrom16(a.ip).Is4In6()
+	}
+	return int(n), a, nil
+}
+
+// sysEpollWait returns how many events there are now, without waiting.
+func sysEpollWait(fd int, events []unix.EpollEvent) int {
+	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
 }

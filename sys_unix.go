@@ -24,6 +24,8 @@ func rawConn(conn net.Conn) syscall.RawConn {
 	switch c := conn.(type) {
 	case *net.TCPConn:
 		raw, _ = c.SyscallConn()
+	case *sock:
+		raw, _ = c.SyscallConn()
 	case *net.UnixConn:
 		raw, _ = c.SyscallConn()
 	}

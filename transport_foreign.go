@@ -94,7 +94,7 @@ func newForeign(conn net.Conn) *foreignConn {
 // methods: one that reads a PROXY protocol header does so in RemoteAddr.
 func isSocket(conn net.Conn) bool {
 	switch conn.(type) {
-	case *net.TCPConn, *net.UnixConn:
+	case *net.TCPConn, *net.UnixConn, *sock:
 		return true
 	}
 	return false

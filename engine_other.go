@@ -1,0 +1,41 @@
+//go:build !linux
+
+package peerws
+
+import (
+	"errors"
+	"net"
+	"syscall"
+)
+
+// Elsewhere than on Linux the runtime's poller waits for every socket, with a goroutine.
+
+type (
+	engine struct{}
+	sock   struct {
+		net.Conn
+		engine *engine
+	}
+	task struct {
+		c *WebSocket
+		a *arrival
+	}
+)
+
+func newEngine(*net.TCPListener, bool) (*engine, error) { return nil, errors.ErrUnsupported }
+
+func (*engine) accept(<-chan struct{}) (net.Conn, error) { return nil, errors.ErrUnsupported }
+func (*engine) add(...task)                              {}
+func (*engine) release()                                 {}
+
+func (*sock) SyscallConn() (syscall.RawConn, error) { return nil, errors.ErrUnsupported }
+func (*sock) attach(*WebSocket)                     {}
+func (*sock) stay()                                 {}
+
+func sockOf(syscall.RawConn) *sock { return nil }
+func engineOf(net.Conn) *engine    { return nil }
+
+func ordinary(conn net.Conn) (net.Conn, error) { return conn, nil }
+
+func (c *WebSocket) turn()                                        {}
+func (c *WebSocket) turnFill(*sock) (n int, err error, v verdict) { return }
