@@ -185,8 +185,8 @@ func TestPain16_ContextEndsOnlyTheWait(t *testing.T) {
 	})
 }
 
-// One goroutine for each idle accepted connection: the reader.
-func TestPain22_OneGoroutine(t *testing.T) {
+// An idle accepted connection has one goroutine, the reader; on Linux none.
+func TestPain22_IdleGoroutines(t *testing.T) {
 	l := openPort(t, ListenConfig{OnConnection: echoing})
 	var conns []*knocker
 	const n = 50
@@ -196,6 +196,10 @@ func TestPain22_OneGoroutine(t *testing.T) {
 		k.send(maskedHello)
 		k.wantBytes("echo", hello) // its goroutine runs
 		conns = append(conns, k)
+	}
+	least, most := n, n
+	if l.engine != nil {
+		least, most = -3, 5 // a few workers, those of the first three included
 	}
 	before := readers()
 	for range n {
@@ -207,11 +211,11 @@ func TestPain22_OneGoroutine(t *testing.T) {
 	}
 	left := 0
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if left = readers() - before; left == n {
+		if left = readers() - before; left >= least && left <= most {
 			break
 		}
 	}
-	if left != n {
+	if left < least || left > most {
 		t.Errorf("%d goroutines for %d connections", left, n)
 	}
 	for _, k := range conns {

@@ -5,6 +5,7 @@ package peerws
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"syscall"
 )
 
@@ -30,6 +31,7 @@ func (*engine) release()                                 {}
 
 func (*sock) SyscallConn() (syscall.RawConn, error) { return nil, errors.ErrUnsupported }
 func (*sock) attach(*WebSocket)                     {}
+func (*sock) remote() netip.AddrPort                { return netip.AddrPort{} }
 func (*sock) stay()                                 {}
 
 func sockOf(syscall.RawConn) *sock { return nil }

@@ -37,7 +37,7 @@ type sock struct {
 	cutIn  bool       // waiting for bytes is over
 	cutOut bool       // waiting for room is over
 	waiter *waiter    // nil until needed
-	local  *net.TCPAddr
+	local  *peerAddr  // kept for when it is closed
 
 	peer peerAddr
 }
@@ -56,12 +56,16 @@ type peerAddr struct {
 	is4  bool
 }
 
-func (a *peerAddr) addr() *net.TCPAddr {
+func (a *peerAddr) addrPort() netip.AddrPort {
 	ip := netip.AddrFrom16(a.ip)
 	if a.is4 {
-		return &net.TCPAddr{IP: ip.Unmap().AsSlice(), Port: int(a.port)}
+		ip = ip.Unmap()
 	}
-	t := &net.TCPAddr{IP: ip.AsSlice(), Port: int(a.port)}
+	return netip.AddrPortFrom(ip, a.port)
+}
+
+func (a *peerAddr) tcp() *net.TCPAddr {
+	t := net.TCPAddrFromAddrPort(a.addrPort())
 	if a.zone != 0 {
 		t.Zone = strconv.Itoa(int(a.zone))
 		if i, err := net.InterfaceByIndex(int(a.zone)); err == nil {
@@ -69,16 +73,6 @@ func (a *peerAddr) addr() *net.TCPAddr {
 		}
 	}
 	return t
-}
-
-func peerAddrOf(sa unix.Sockaddr) (a peerAddr) {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		a = peerAddr{ip: netip.AddrFrom4(sa.Addr).As16(), port: uint16(sa.Port), is4: true}
-	case *unix.SockaddrInet6:
-		a = peerAddr{ip: sa.Addr, zone: sa.ZoneId, port: uint16(sa.Port), is4: netip.AddrFrom16(sa.Addr).Is4In6()}
-	}
-	return a
 }
 
 // attach gives the connection to c: from now on events are c's.
@@ -239,7 +233,8 @@ func (s *sock) Close() error {
 		s.mu.Unlock()
 		return net.ErrClosed
 	}
-	s.localLocked()
+	local := s.localLocked()
+	s.local = &local
 	s.leaveLocked()
 	err := unix.Close(int(fd))
 	s.mu.Unlock()
@@ -303,21 +298,23 @@ func (s *sock) control(f func(fd uintptr)) error {
 	return nil
 }
 
-func (s *sock) RemoteAddr() net.Addr { return s.peer.addr() }
+func (s *sock) RemoteAddr() net.Addr { return s.peer.tcp() }
 
 func (s *sock) LocalAddr() net.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.localLocked()
+	a := s.localLocked()
+	return a.tcp()
 }
 
-func (s *sock) localLocked() *net.TCPAddr {
-	if s.local == nil {
-		sa, _ := unix.Getsockname(int(s.fd.Load()))
-		a := peerAddrOf(sa)
-		s.local = a.addr()
+// remote is RemoteAddr as a value.
+func (s *sock) remote() netip.AddrPort { return s.peer.addrPort() }
+
+func (s *sock) localLocked() peerAddr {
+	if s.local != nil {
+		return *s.local
 	}
-	return s.local
+	return sysLocalAddr(int(s.fd.Load()))
 }
 
 // SetDeadline and its parts know three times: zero, one that is over, and, for writing,

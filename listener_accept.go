@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"syscall"
@@ -85,12 +86,10 @@ func unusable(err error) bool {
 // first 64 bits of an IPv6 address. 0 is not counted.
 type ipKey uint64
 
-func keyOf(a net.Addr) ipKey {
-	t, ok := a.(*net.TCPAddr)
-	if !ok {
+func keyOf(ip netip.Addr) ipKey {
+	if !ip.IsValid() {
 		return 0
 	}
-	ip := t.AddrPort().Addr().Unmap()
 	if ip.Is4() {
 		b := ip.As4()
 		return 0xFFFF<<32 | ipKey(b[0])<<24 | ipKey(b[1])<<16 | ipKey(b[2])<<8 | ipKey(b[3])
@@ -122,7 +121,7 @@ func (l *WebSocketListener) admit(conn net.Conn) {
 	var from ipKey
 	direct := foreignOf(conn) == nil
 	if direct {
-		from = keyOf(conn.RemoteAddr())
+		from = keyOf(remoteOf(conn).Addr())
 	}
 	away, err := l.arrive(conn, from, direct)
 	if err != nil {
@@ -262,7 +261,7 @@ func (a *arrival) locate() error {
 	if known {
 		return nil
 	}
-	from := keyOf(foreignOf(a.conn).locate())
+	from := keyOf(addrPortOf(foreignOf(a.conn).locate()).Addr())
 	key := l.countedKey(from)
 	l.mu.Lock()
 	defer l.mu.Unlock()

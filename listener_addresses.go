@@ -380,6 +380,14 @@ func (l *WebSocketListener) addresses(own []ownAddr) []Address {
 	return append(list, mapped...)
 }
 
+// remoteOf is the value of a transport's RemoteAddr.
+func remoteOf(conn net.Conn) netip.AddrPort {
+	if s, ok := conn.(*sock); ok {
+		return s.remote()
+	}
+	return addrPortOf(conn.RemoteAddr())
+}
+
 // addrPortOf returns a TCP address's value, the IPv4 form where there is one.
 func addrPortOf(a net.Addr) netip.AddrPort {
 	t, ok := a.(*net.TCPAddr)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -346,7 +347,7 @@ func TestHTTP_PerIP(t *testing.T) {
 // waitPlaces waits until n transports are counted for loopback.
 func waitPlaces(t *testing.T, l *WebSocketListener, n int) {
 	t.Helper()
-	key := l.countedKey(keyOf(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}))
+	key := l.countedKey(keyOf(netip.AddrFrom4([4]byte{127, 0, 0, 1})))
 	var have int
 	for range 500 {
 		l.mu.Lock()

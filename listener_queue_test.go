@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -117,12 +118,12 @@ func TestQueue_BusiestAddressFirst(t *testing.T) {
 		}
 		l.mu.Lock()
 		for _, a := range l.queue.waiting { // a transport that is not the system's has no address yet
-			a.from = keyOf(&net.TCPAddr{IP: net.IPv4(8, 8, 8, 8)})
+			a.from = keyOf(netip.AddrFrom4([4]byte{8, 8, 8, 8}))
 		}
 		l.mu.Unlock()
 		honest := dial("7.7.7.7", upgrade)
 		l.mu.Lock()
-		l.queue.waiting[len(l.queue.waiting)-1].from = keyOf(&net.TCPAddr{IP: net.IPv4(7, 7, 7, 7)})
+		l.queue.waiting[len(l.queue.waiting)-1].from = keyOf(netip.AddrFrom4([4]byte{7, 7, 7, 7}))
 		l.mu.Unlock()
 		honest.wantOpen()
 		if at := time.Since(start); at > crowdGrace+10*time.Millisecond {

@@ -239,7 +239,7 @@ func (a *addressBook) proveLocked(p *proof, by evidence) bool {
 // arrivedFrom sees every socket that a peer has opened: one from outside verifies
 // the address through which it came. host is the request's.
 func (l *WebSocketListener) arrivedFrom(conn net.Conn, host string) {
-	from := addrPortOf(conn.RemoteAddr()).Addr()
+	from := remoteOf(conn).Addr()
 	if l.ln == nil || !from.IsValid() || scopeOf(from) != Public {
 		return
 	}

@@ -79,29 +79,44 @@ func sysEmpty(fd uintptr) bool {
 	return errno == 0 && n == 0
 }
 
+// A sockaddr is a socket address as the kernel writes it, of IPv4 or IPv6.
+type sockaddr struct {
+	family uint16
+	port   [2]byte
+	flow   [4]byte // or an IPv4 address
+	ip     [16]byte
+	scope  uint32
+}
+
+func (sa *sockaddr) peerAddr() peerAddr {
+	a := peerAddr{port: binary.BigEndian.Uint16(sa.port[:])}
+	switch sa.family {
+	case unix.AF_INET:
+		a.ip, a.is4 = netip.AddrFrom4(sa.flow).As16(), true
+	case unix.AF_INET6:
+		a.ip, a.zone = sa.ip, sa.scope
+		a.is4 = netip.AddrFrom16(a.ip).Is4In6()
+	}
+	return a
+}
+
 // sysAccept takes a connection, non-blocking.
 func sysAccept(fd int) (int, peerAddr, error) {
-	var sa struct {
-		family uint16
-		port   [2]byte
-		flow   uint32 // or an IPv4 address
-		ip     [16]byte
-		scope  uint32
-	}
+	var sa sockaddr
 	size := uint32(unsafe.Sizeof(sa))
 	n, _, errno := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 	if errno != 0 {
 		return -1, peerAddr{}, errno
 	}
-	a := peerAddr{port: binary.BigEndian.Uint16(sa.port[:])}
-	if sa.family == unix.AF_INET {
-		a.ip = netip.AddrFrom4(*(*[4]byte)(unsafe.Pointer(&sa.flow))).As16()
-		a.is4 = true
-	} else {
-		a.ip, a.zone = sa.ip, sa.scope
-		a.is4 = netip.AddrFrom16(a.ip).Is4In6()
-	}
-	return int(n), a, nil
+	return int(n), sa.peerAddr(), nil
+}
+
+// sysLocalAddr returns a descriptor's own end.
+func sysLocalAddr(fd int) peerAddr {
+	var sa sockaddr
+	size := uint32(unsafe.Sizeof(sa))
+	syscall.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
+	return sa.peerAddr()
 }
 
 // sysEpollWait returns how many events there are now, without waiting.

@@ -2,7 +2,21 @@
 
 package peerws
 
-import "golang.org/x/sys/unix"
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+func peerAddrOf(sa unix.Sockaddr) (a peerAddr) {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		a = peerAddr{ip: netip.AddrFrom4(sa.Addr).As16(), port: uint16(sa.Port), is4: true}
+	case *unix.SockaddrInet6:
+		a = peerAddr{ip: sa.Addr, zone: sa.ZoneId, port: uint16(sa.Port), is4: netip.AddrFrom16(sa.Addr).Is4In6()}
+	}
+	return a
+}
 
 func sysAccept(fd int) (int, peerAddr, error) {
 	n, sa, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
@@ -10,6 +24,11 @@ func sysAccept(fd int) (int, peerAddr, error) {
 		return -1, peerAddr{}, err
 	}
 	return n, peerAddrOf(sa), nil
+}
+
+func sysLocalAddr(fd int) peerAddr {
+	sa, _ := unix.Getsockname(fd)
+	return peerAddrOf(sa)
 }
 
 func sysEpollWait(fd int, events []unix.EpollEvent) int {

@@ -96,6 +96,8 @@ var workloads = []workload{
 		bars: []bar{{"peerws", toGWS, 0.80, 0}, {"peerws", toBun, 1.00, 0}, {"peerws", allocations, 0.01, 0}}},
 	{name: "deflate64k", title: "64 KiB JSON, compressed", kind: echo, size: 64 * kib, text: "users", conns: 8, pack: true},
 	{name: "b125-p2", title: "125 B, GOMAXPROCS 2", kind: echo, size: 125, conns: 32, procs: 2},
+	{name: "rate-p2", title: "125 B, 20,000 a second, GOMAXPROCS 2", kind: paced, size: 125, conns: 32, rate: 20000, procs: 2},
+	{name: "slow-p2", title: "125 B, 5,000 a second, GOMAXPROCS 2", kind: paced, size: 125, conns: 32, rate: 5000, procs: 2},
 	{name: "pipe64-p2", title: "64 × 125 B, GOMAXPROCS 2", kind: echo, size: 125, conns: 16, batch: 64, procs: 2},
 	{name: "idle", title: "idle connections", kind: idle, size: 125, conns: 10000,
 		bars: []bar{{"peerws", bytesAsIs, 4000, 3300}}},
