@@ -66,12 +66,16 @@ type engine struct {
 	acceptFn func(fd uintptr)
 	accepted acceptance // by acceptFn
 
-	file  *os.File // the epoll set, for Go's poller
-	epoll int      // its descriptor
+	epoll int // the epoll set
 	table table
-	gen   uint32 // of the last socket: the accept loop's
-	refs  atomic.Int64
+	gen   uint32       // of the last socket: the accept loop's
+	refs  atomic.Int64 // the listener and its sockets
 	workers
+	inline
+
+	looper atomic.Pointer[looper] // who has the loop
+	lmu    sync.Mutex             // guards changes of looper and timer, and over; under it only workers.mu
+	over   bool                   // nobody needs the engine any more
 
 	// The loop's.
 	events [128]unix.EpollEvent
@@ -91,7 +95,8 @@ func newEngine(ln *net.TCPListener, keepalive bool) (*engine, error) {
 		return nil, err
 	}
 	unix.SetNonblock(e.epoll, true)
-	e.file = os.NewFile(uintptr(e.epoll), "epoll")
+	e.need.Store(quickLeast)
+	e.refs.Store(1)
 	failed := raw.Control(func(fd uintptr) {
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 		if keepalive { // as package net does
@@ -99,40 +104,56 @@ func newEngine(ln *net.TCPListener, keepalive bool) (*engine, error) {
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15)
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15)
 		}
-		err = unix.EpollCtl(e.epoll, unix.EPOLL_CTL_ADD, int(fd), &unix.EpollEvent{Events: epollListener, Fd: int32(fd), Pad: listenerGen})
+		err = sysEpollCtl(e.epoll, unix.EPOLL_CTL_ADD, int(fd), &unix.EpollEvent{Events: epollListener, Fd: int32(fd), Pad: listenerGen})
 	})
-	loop, noLoop := e.file.SyscallConn()
-	if err = cmp.Or(err, failed, noLoop); err != nil {
-		e.file.Close()
+	e.lmu.Lock()
+	defer e.lmu.Unlock()
+	var l *looper
+	if err = cmp.Or(err, failed); err == nil {
+		l, err = e.newLooper()
+	}
+	if err != nil {
+		unix.Close(e.epoll)
 		return nil, err
 	}
-	e.refs.Store(1)
-	go loop.Read(e.poll)
+	e.startLocked(l)
 	return e, nil
 }
 
 // release gives up the listener's or a socket's hold on the engine.
 func (e *engine) release() {
-	if e != nil && e.refs.Add(-1) == 0 {
-		e.file.Close() // the loop's Read comes back
-		e.workers.stop()
+	if e == nil || e.refs.Add(-1) > 0 {
+		return
 	}
+	e.lmu.Lock()
+	defer e.lmu.Unlock()
+	e.over = true
+	go e.looper.Load().file.Close() // the loop comes back; it may be our caller, for which Close would wait
+	if t := e.timer.Load(); t != nil {
+		go t.file.Close()
+	}
+	unix.Close(e.epoll)
+	e.stopWorkers()
 }
 
-// poll is the loop. RawConn.Read calls it whenever there may be events; it returns
+// poll is the loop of l. RawConn.Read calls it whenever there may be events; it returns
 // false when it has seen that there are none. A batch that does not fill its array was
 // the last: every member is edge-triggered.
-func (e *engine) poll(fd uintptr) bool {
+func (e *engine) poll(l *looper, fd int) bool {
 	for {
-		n := sysEpollWait(int(fd), e.events[:])
+		n := sysEpollWait(fd, e.events[:])
 		for i := range n {
 			if s := e.event(&e.events[i]); s != nil {
 				e.ready = append(e.ready, task{c: s.owner.Load()})
 			}
 		}
+		e.takeInline(l)
 		e.add(e.ready...)
 		clear(e.ready)
 		e.ready = e.ready[:0]
+		if !e.runInline(l) {
+			return true
+		}
 		if n < len(e.events) {
 			return false
 		}
@@ -276,7 +297,11 @@ func (c *WebSocket) turn() {
 	} else if c.activity.Load()&1 != 0 {
 		c.toggleWaiting()
 	}
-	if v := c.readLoop(); v != vParked {
+	switch v := c.readLoop(); {
+	case v == vParked:
+	case s.inline: // what comes now may take its time
+		s.engine.add(task{c: c, end: v})
+	default:
 		c.finish(v)
 	}
 }
@@ -293,7 +318,7 @@ func (c *WebSocket) turnFill(s *sock) (n int, err error, v verdict) {
 		if !s.dry {
 			if s.reads++; s.reads >= share && !s.stays {
 				s.reads = 0
-				if s.engine.busy() {
+				if s.inline || s.engine.busy() {
 					s.engine.add(task{c: c})
 					return 0, nil, vParked
 				}

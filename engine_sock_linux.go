@@ -27,10 +27,11 @@ type sock struct {
 	state  atomic.Uint32
 
 	// Of who has the turn.
-	begun bool  // the first turn has
-	stays bool  // he waits for bytes himself, and does not give the turn back
-	dry   bool  // the last read has taken all there was
-	reads uint8 // of this turn
+	begun  bool  // the first turn has
+	stays  bool  // he waits for bytes himself, and does not give the turn back
+	inline bool  // this turn is the loop's
+	dry    bool  // the last read has taken all there was
+	reads  uint8 // of this turn
 
 	mu     sync.Mutex // nothing is locked under it
 	events uint32     // that are in the epoll set, 0: it is not there
@@ -101,7 +102,7 @@ func (s *sock) watchLocked(more uint32) error {
 	if fd < 0 {
 		return net.ErrClosed
 	}
-	err := unix.EpollCtl(s.engine.epoll, op, int(fd), &unix.EpollEvent{Events: events, Fd: fd, Pad: int32(s.gen)})
+	err := sysEpollCtl(s.engine.epoll, op, int(fd), &unix.EpollEvent{Events: events, Fd: fd, Pad: int32(s.gen)})
 	if err == nil {
 		s.events = events
 		s.state.Or(sockWatched)
@@ -264,7 +265,7 @@ func ordinary(conn net.Conn) (net.Conn, error) {
 		return nil, net.ErrClosed
 	}
 	if s.events != 0 { // the copy of the descriptor would stay in the set
-		unix.EpollCtl(s.engine.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+		sysEpollCtl(s.engine.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 	}
 	s.leaveLocked()
 	cut := s.cutIn || s.cutOut

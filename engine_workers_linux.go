@@ -4,15 +4,20 @@ import "sync"
 
 // A task is what a worker is to do: an opening handshake, or a turn.
 type task struct {
-	c *WebSocket
-	a *arrival
+	c   *WebSocket
+	a   *arrival // instead of c
+	end verdict  // that c has come to in its last turn
 }
 
-func (t task) run() {
-	if t.a != nil {
+func (e *engine) run(t task, timed bool) {
+	switch {
+	case t.a != nil:
 		t.a.handshake()
-	} else {
-		t.c.turn()
+	case t.end != vMore:
+		t.c.finish(t.end)
+	default:
+		sockOf(t.c.raw).inline = false
+		e.runTurn(t, timed)
 	}
 }
 
@@ -34,93 +39,95 @@ type workers struct {
 const idleWorkers = 32
 
 // add queues tasks.
-func (p *workers) add(tasks ...task) {
+func (e *engine) add(tasks ...task) {
 	if len(tasks) == 0 {
 		return
 	}
-	p.mu.Lock()
-	if p.head > 256 && 2*p.head > len(p.queue) { // it is never empty under steady load
-		n := copy(p.queue, p.queue[p.head:])
-		clear(p.queue[n:])
-		p.queue, p.head = p.queue[:n], 0
+	e.mu.Lock()
+	if e.head > 256 && 2*e.head > len(e.queue) { // it is never empty under steady load
+		n := copy(e.queue, e.queue[e.head:])
+		clear(e.queue[n:])
+		e.queue, e.head = e.queue[:n], 0
 	}
-	p.queue = append(p.queue, tasks...)
-	idle, need := p.searchLocked()
-	p.mu.Unlock()
-	p.wake(idle, need)
+	e.queue = append(e.queue, tasks...)
+	idle, need := e.searchLocked()
+	e.mu.Unlock()
+	e.wake(idle, need)
 }
 
 // busy reports whether tasks wait.
-func (p *workers) busy() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.head < len(p.queue)
+func (e *engine) busy() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.head < len(e.queue)
 }
 
 // searchLocked has a worker come to the queue, unless one does already. It returns
 // what to give wake when mu is not held any more.
-func (p *workers) searchLocked() (idle chan struct{}, need bool) {
-	if p.searching {
+func (e *engine) searchLocked() (idle chan struct{}, need bool) {
+	if e.searching {
 		return nil, false
 	}
-	p.searching = true
-	if n := len(p.idle); n > 0 {
-		idle = p.idle[n-1]
-		p.idle = p.idle[:n-1]
+	e.searching = true
+	if n := len(e.idle); n > 0 {
+		idle = e.idle[n-1]
+		e.idle = e.idle[:n-1]
 	}
 	return idle, true
 }
 
-func (p *workers) wake(idle chan struct{}, need bool) {
+func (e *engine) wake(idle chan struct{}, need bool) {
 	switch {
 	case !need:
 	case idle != nil:
 		idle <- struct{}{}
 	default:
-		go p.work()
+		go e.work()
 	}
 }
 
-func (p *workers) work() {
+func (e *engine) work() {
 	me := make(chan struct{}, 1)
-	p.mu.Lock()
-	p.searching = false
+	n := 0
+	e.mu.Lock()
+	e.searching = false
 	for {
-		if p.head == len(p.queue) {
-			p.queue, p.head = p.queue[:0], 0
-			if p.stopped || len(p.idle) >= idleWorkers {
-				p.mu.Unlock()
+		if e.head == len(e.queue) {
+			e.queue, e.head = e.queue[:0], 0
+			if e.stopped || len(e.idle) >= idleWorkers {
+				e.mu.Unlock()
 				return
 			}
-			p.idle = append(p.idle, me)
-			p.mu.Unlock()
+			e.idle = append(e.idle, me)
+			e.mu.Unlock()
 			<-me
-			p.mu.Lock()
-			p.searching = false
+			e.mu.Lock()
+			e.searching = false
 			continue
 		}
-		t := p.queue[p.head]
-		p.queue[p.head] = task{}
-		p.head++
+		t := e.queue[e.head]
+		e.queue[e.head] = task{}
+		e.head++
 		var idle chan struct{}
 		need := false
-		if p.head < len(p.queue) {
-			idle, need = p.searchLocked()
+		if e.head < len(e.queue) {
+			idle, need = e.searchLocked()
 		}
-		p.mu.Unlock()
-		p.wake(idle, need)
-		t.run()
-		p.mu.Lock()
+		e.mu.Unlock()
+		e.wake(idle, need)
+		n++
+		e.run(t, n%quickShare == 0)
+		e.mu.Lock()
 	}
 }
 
-// stop ends the workers, those that have a task when it is done.
-func (p *workers) stop() {
-	p.mu.Lock()
-	p.stopped = true
-	idle := p.idle
-	p.idle = nil
-	p.mu.Unlock()
+// stopWorkers ends the workers, those that have a task when it is done.
+func (e *engine) stopWorkers() {
+	e.mu.Lock()
+	e.stopped = true
+	idle := e.idle
+	e.idle = nil
+	e.mu.Unlock()
 	for _, ch := range idle {
 		ch <- struct{}{}
 	}

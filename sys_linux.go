@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -126,4 +127,27 @@ func sysEpollWait(fd int, events []unix.EpollEvent) int {
 		return 0
 	}
 	return int(n)
+}
+
+// sysSetTimer has a timerfd fire every d, or stops it.
+func sysSetTimer(fd uintptr, d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	it := unix.ItimerSpec{Interval: ts, Value: ts}
+	syscall.RawSyscall6(unix.SYS_TIMERFD_SETTIME, fd, 0, uintptr(unsafe.Pointer(&it)), 0, 0, 0)
+}
+
+// sysTimerFired reports whether a timerfd has fired, once.
+func sysTimerFired(fd uintptr) bool {
+	var b [8]byte
+	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
+	return errno == 0 && n == uintptr(len(b))
+}
+
+// sysEpollCtl is epoll_ctl(2).
+func sysEpollCtl(epoll, op, fd int, ev *unix.EpollEvent) error {
+	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epoll), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(ev)), 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ package peerws
 
 import (
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,4 +38,19 @@ func sysEpollWait(fd int, events []unix.EpollEvent) int {
 		return 0
 	}
 	return n
+}
+
+func sysSetTimer(fd uintptr, d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	unix.TimerfdSettime(int(fd), 0, &unix.ItimerSpec{Interval: ts, Value: ts}, nil)
+}
+
+func sysTimerFired(fd uintptr) bool {
+	var b [8]byte
+	n, err := unix.Read(int(fd), b[:])
+	return err == nil && n == len(b)
+}
+
+func sysEpollCtl(epoll, op, fd int, ev *unix.EpollEvent) error {
+	return unix.EpollCtl(epoll, op, fd, ev)
 }
