@@ -333,7 +333,7 @@ func readAll(t *testing.T, c *WebSocket) (MessageType, []byte) {
 // packedPair is a socket that has agreed on compression, and its bare peer.
 func packedPair(t *testing.T, mode CompressionMode, change func(*settings)) (c *WebSocket, p peer) {
 	t.Helper()
-	ours, theirs := tcpPair(t)
+	ours, theirs := enginePair(t)
 	set := testSettings()
 	if change != nil {
 		change(set)

@@ -41,6 +41,10 @@ var chaosKinds = []struct {
 	name string
 	pair func(t testing.TB, set *settings) (a, d *WebSocket)
 }{
+	{"engine", func(t testing.TB, set *settings) (a, d *WebSocket) {
+		x, y := enginePair(t)
+		return accepted(set, x, false), newOpenWebSocket(set, y, true, nil)
+	}},
 	{"raw", func(t testing.TB, set *settings) (a, d *WebSocket) {
 		x, y := tcpPair(t)
 		return accepted(set, x, false), newOpenWebSocket(set, y, true, nil)

@@ -370,7 +370,7 @@ func TestCloseWith_Arguments(t *testing.T) {
 // The deadline that abort sets must win against every other.
 func TestAbort_Races(t *testing.T) {
 	for range 200 {
-		ours, theirs := tcpPair(t)
+		ours, theirs := enginePair(t)
 		c := accepted(testSettings(), ours, false)
 		c.OnMessage(func(c *WebSocket, m Message) { c.Send(m) })
 		go c.run()
@@ -562,7 +562,7 @@ func TestRead_LocalClose(t *testing.T) {
 func TestClose_UnreadBytesDoNotReset(t *testing.T) {
 	for _, portable := range []bool{false, true} {
 		for range 20 {
-			ours, theirs := tcpPair(t)
+			ours, theirs := realPair(t, portable)
 			theirs.SetDeadline(time.Now().Add(10 * time.Second))
 			c := accepted(testSettings(), ours, portable)
 			c.OnMessage(func(c *WebSocket, m Message) { c.CloseWith(4000, "enough") })

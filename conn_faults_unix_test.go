@@ -80,6 +80,9 @@ func TestEveryFault_RawPath(t *testing.T) {
 						set.sys = ops
 						set.maxBuffered = -1
 						ours, theirs := tcpPair(t)
+						if !dialled {
+							ours, theirs = enginePair(t)
+						}
 						theirs.SetDeadline(time.Now().Add(10 * time.Second))
 						c := newOpenWebSocket(set, ours, dialled, nil)
 						r := new(recorder)

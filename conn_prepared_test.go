@@ -80,7 +80,7 @@ func TestBroadcast(t *testing.T) {
 	var sockets []*WebSocket
 	var peers []net.Conn
 	for range 5 {
-		ours, theirs := tcpPair(t)
+		ours, theirs := enginePair(t)
 		c := accepted(testSettings(), ours, false)
 		c.OnMessage(func(*WebSocket, Message) {})
 		go c.run()

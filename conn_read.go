@@ -43,6 +43,10 @@ const (
 
 // run is the connection's goroutine from here to its end.
 func (c *WebSocket) run() {
+	if sockOf(c.raw) != nil {
+		c.turn()
+		return
+	}
 	c.started()
 	c.finish(c.readLoop())
 }

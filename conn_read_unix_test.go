@@ -18,7 +18,7 @@ func TestEndTogetherWithData(t *testing.T) {
 		for _, how := range []string{"Close frame", "FIN only", "in the middle of a frame"} {
 			t.Run(fmt.Sprintf("portable=%v/%s", portable, how), func(t *testing.T) {
 				for range 20 {
-					ours, theirs := tcpPair(t)
+					ours, theirs := realPair(t, portable)
 					c := accepted(testSettings(), ours, portable)
 					n := 0
 					c.OnMessage(func(_ *WebSocket, m Message) { n++ })
@@ -48,7 +48,7 @@ func TestEndTogetherWithData(t *testing.T) {
 // Read's style too: what came before the end is read first.
 func TestEndTogetherWithData_Read(t *testing.T) {
 	for _, portable := range []bool{false, true} {
-		ours, theirs := tcpPair(t)
+		ours, theirs := realPair(t, portable)
 		c := accepted(testSettings(), ours, portable)
 		io.WriteString(theirs, strings.Repeat(maskedHello, 500))
 		theirs.Close()

@@ -3,6 +3,7 @@ package peerws
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,9 +22,11 @@ type transport struct {
 	pair func(t testing.TB) (ours, theirs net.Conn, portable bool)
 }
 
-// The raw path over a real socket, the portable path over one, and the portable
+// A socket of the engine (elsewhere than on Linux there is none, and it is the raw path
+// again), the raw path over a real socket, the portable path over one, and the portable
 // path over a connection that is none.
 var transports = []transport{
+	{"engine", func(t testing.TB) (net.Conn, net.Conn, bool) { a, b := enginePair(t); return a, b, false }},
 	{"raw", func(t testing.TB) (net.Conn, net.Conn, bool) { a, b := tcpPair(t); return a, b, false }},
 	{"portable", func(t testing.TB) (net.Conn, net.Conn, bool) { a, b := tcpPair(t); return a, b, true }},
 	{"memory", func(t testing.TB) (net.Conn, net.Conn, bool) { a, b := memnet.Pipe(0); return a, b, false }},
@@ -44,6 +47,40 @@ func tcpPair(t testing.TB) (a, b net.Conn) {
 		t.Fatal(err)
 	}
 	return a, b
+}
+
+// enginePair is a TCP connection whose first end the engine waits for, where there is
+// one.
+func enginePair(t testing.TB) (a, b net.Conn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	e, err := newEngine(ln.(*net.TCPListener), false)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return tcpPair(t)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.release()
+	if b, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if a, err = e.accept(nil); err != nil {
+		t.Fatal(err)
+	}
+	return a, b
+}
+
+// realPair is a TCP connection for the portable path, or for the best one there is.
+func realPair(t testing.TB, portable bool) (a, b net.Conn) {
+	if portable {
+		return tcpPair(t)
+	}
+	return enginePair(t)
 }
 
 // testSettings are the defaults of a listener.

@@ -54,8 +54,8 @@ const (
 	epollListener = unix.EPOLLIN | unix.EPOLLET&0xffffffff
 	listenerGen   = 0 // sockets begin with 1
 
-	epollIn  = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
-	epollEnd = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	epollIn  = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
+	epollEnd = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR | unix.EPOLLPRI // at urgent data a read stops short
 )
 
 // An engine is one epoll set with its loop and its workers. It lives as long as the
@@ -328,7 +328,7 @@ func (c *WebSocket) turnFill(s *sock) (n int, err error, v verdict) {
 			p := c.room()
 			n, err := c.sysRead(uintptr(s.fd.Load()), p)
 			if err == nil || !wouldBlock(err) {
-				s.dry = err == nil && n < len(p) && !hup
+				s.dry = err == nil && n < len(p) && !hup && c.set.sys == nil // a test's read may be short for no reason
 				return n, err, vMore
 			}
 		}
