@@ -324,15 +324,17 @@ func (c *WebSocket) turnFill(s *sock) (n int, err error, v verdict) {
 				}
 				runtime.Gosched()
 			}
-			hup := s.state.And(^(sockAgain|sockHup))&sockHup != 0
+			if s.state.And(^(sockAgain|sockHup))&sockHup != 0 {
+				s.hup = true
+			}
 			p := c.room()
 			n, err := c.sysRead(uintptr(s.fd.Load()), p)
 			if err == nil || !wouldBlock(err) {
-				s.dry = err == nil && n < len(p) && !hup && c.set.sys == nil // a test's read may be short for no reason
+				s.dry = err == nil && n < len(p) && !s.hup && c.set.sys == nil // a test's read may be short for no reason
 				return n, err, vMore
 			}
 		}
-		s.dry = false
+		s.dry, s.hup = false, false
 		if s.stays {
 			c.settle()
 			c.toggleWaiting()

@@ -30,6 +30,7 @@ type sock struct {
 	begun  bool  // the first turn has
 	stays  bool  // he waits for bytes himself, and does not give the turn back
 	inline bool  // this turn is the loop's
+	hup    bool  // an event told of an end: read until that comes, or there is nothing
 	dry    bool  // the last read has taken all there was
 	reads  uint8 // of this turn
 
