@@ -185,7 +185,7 @@ func (c *WebSocket) open(conn net.Conn, client bool, early *buffer) {
 	if !c.set.portable {
 		c.raw = rawConn(conn)
 	}
-	if s := sockOf(c.raw); s != nil {
+	if s, ok := socketOf(conn).(*sock); ok {
 		s.attach(c)
 	} else if c.raw != nil {
 		c.readFn = c.readable
@@ -194,6 +194,18 @@ func (c *WebSocket) open(conn net.Conn, client bool, early *buffer) {
 		c.startClockLocked()
 	}
 	c.setState(isOpen)
+}
+
+// sock returns the socket of the engine whose turns are this one's, nil if it has a
+// goroutine.
+func (c *WebSocket) sock() *sock {
+	if c.raw != nil {
+		return sockOf(c.raw)
+	}
+	if w := readWaitOf(c.conn); w != nil {
+		return w.sock
+	}
+	return nil
 }
 
 // A style is how the program reads. The first call decides it.
@@ -253,7 +265,7 @@ func (c *WebSocket) offer(f func(*WebSocket)) {
 	c.mu.Unlock()
 	switch {
 	case held:
-	case sockOf(c.raw) != nil:
+	case c.sock() != nil:
 		c.turn()
 	default:
 		c.begin()
@@ -276,7 +288,7 @@ func (c *WebSocket) beginHeldLocked() {
 // begin runs the socket: as a turn of the engine, or on a goroutine of its own, for a
 // fresh one has a small stack.
 func (c *WebSocket) begin() {
-	if s := sockOf(c.raw); s != nil {
+	if s := c.sock(); s != nil {
 		s.engine.add(task{c: c})
 		return
 	}

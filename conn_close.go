@@ -330,7 +330,7 @@ func (c *WebSocket) readForLocked(patience time.Duration) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.openGateLocked()
-		if sockOf(c.raw) != nil && !c.severed() { // it knows no deadline to come
+		if c.sock() != nil && !c.severed() { // it knows no deadline to come
 			c.wakeLocked(past)
 		}
 	})

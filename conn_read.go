@@ -43,7 +43,7 @@ const (
 
 // run is the connection's goroutine from here to its end.
 func (c *WebSocket) run() {
-	if sockOf(c.raw) != nil {
+	if c.sock() != nil {
 		c.turn()
 		return
 	}
@@ -230,12 +230,17 @@ func (c *WebSocket) fill() verdict {
 	}
 	var n int
 	var err error
-	if s := sockOf(c.raw); s != nil {
+	if c.raw == nil {
+		var v verdict
+		if n, err, v = c.portableFill(); v != vMore {
+			return v
+		}
+	} else if s := sockOf(c.raw); s != nil {
 		var v verdict
 		if n, err, v = c.turnFill(s); v != vMore {
 			return v
 		}
-	} else if c.raw != nil {
+	} else {
 		if err = c.raw.Read(c.readFn); err == nil && c.read.err != nil {
 			err, c.read.err = c.read.err, nil
 		}
@@ -244,8 +249,6 @@ func (c *WebSocket) fill() verdict {
 		}
 		n = int(c.read.n)
 		c.read.n = 0
-	} else {
-		n, err = c.portableFill()
 	}
 	if n > 0 {
 		if c.read.into != intoMessage {
@@ -264,7 +267,7 @@ func (c *WebSocket) fill() verdict {
 }
 
 // portableFill is one read of a connection that is not a plain socket.
-func (c *WebSocket) portableFill() (n int, err error) {
+func (c *WebSocket) portableFill() (n int, err error, v verdict) {
 	wait := readWaitOf(c.conn)
 	if f, ok := c.conn.(*foreignConn); ok {
 		c.settle()
@@ -272,10 +275,18 @@ func (c *WebSocket) portableFill() (n int, err error) {
 		err = f.await()
 		c.toggleWaiting()
 		if err != nil {
-			return 0, err
+			return 0, err, vMore
 		}
 	}
 	for {
+		if wait != nil && wait.sock != nil {
+			if wait.sock.look() {
+				return 0, os.ErrDeadlineExceeded, vMore
+			}
+			if c.shared(wait.sock) {
+				return 0, nil, vParked
+			}
+		}
 		dst := c.room()
 		if wait == nil {
 			c.toggleWaiting()
@@ -288,14 +299,20 @@ func (c *WebSocket) portableFill() (n int, err error) {
 			c.read.into = intoBlockFull
 		}
 		if err != errNotYet || n > 0 {
-			return n, err
+			return n, err, vMore
+		}
+		if wait.sock != nil {
+			if v, err := c.pause(wait.sock); v != vMore || err != nil {
+				return 0, err, v
+			}
+			continue
 		}
 		c.settle()
 		c.toggleWaiting()
 		err = wait.wait()
 		c.toggleWaiting()
 		if err != nil {
-			return 0, err
+			return 0, err, vMore
 		}
 	}
 }
@@ -422,7 +439,7 @@ func (c *WebSocket) wokenUp() (v verdict, ours bool) {
 func (c *WebSocket) drain() {
 	c.core.release()
 	c.read.off = 0
-	if s := sockOf(c.raw); s != nil {
+	if s := c.sock(); s != nil {
 		s.stay()
 	}
 	for {

@@ -289,7 +289,7 @@ func (c *WebSocket) park(s *sock) (bool, error) {
 
 // turn is what a worker does for a socket that is ready.
 func (c *WebSocket) turn() {
-	s := sockOf(c.raw)
+	s := c.sock()
 	s.reads = 0
 	if !s.begun {
 		s.begun = true
@@ -316,13 +316,8 @@ func (c *WebSocket) turnFill(s *sock) (n int, err error, v verdict) {
 			return 0, os.ErrDeadlineExceeded, vMore
 		}
 		if !s.dry {
-			if s.reads++; s.reads >= share && !s.stays {
-				s.reads = 0
-				if s.inline || s.engine.busy() {
-					s.engine.add(task{c: c})
-					return 0, nil, vParked
-				}
-				runtime.Gosched()
+			if c.shared(s) {
+				return 0, nil, vParked
 			}
 			if s.state.And(^(sockAgain|sockHup))&sockHup != 0 {
 				s.hup = true
@@ -335,18 +330,47 @@ func (c *WebSocket) turnFill(s *sock) (n int, err error, v verdict) {
 			}
 		}
 		s.dry, s.hup = false, false
-		if s.stays {
-			c.settle()
-			c.toggleWaiting()
-			err := s.wait(unix.EPOLLIN)
-			c.toggleWaiting()
-			if err != nil {
-				return 0, err, vMore
-			}
-		} else if parked, err := c.park(s); err != nil {
-			return 0, err, vMore
-		} else if parked {
-			return 0, nil, vParked
+		if v, err := c.pause(s); v != vMore || err != nil {
+			return 0, err, v
 		}
 	}
+}
+
+// shared is called before each read. It reports whether the turn has had its share, and
+// is queued again.
+func (c *WebSocket) shared(s *sock) bool {
+	if s.reads++; s.reads < share || s.stays {
+		return false
+	}
+	s.reads = 0
+	if s.inline || s.engine.busy() {
+		s.engine.add(task{c: c})
+		return true
+	}
+	runtime.Gosched()
+	return false
+}
+
+// pause is for a reader that has found nothing more to read: the end of its turn, which
+// is vParked, or of its wait.
+func (c *WebSocket) pause(s *sock) (verdict, error) {
+	if s.stays {
+		c.settle()
+		c.toggleWaiting()
+		err := s.wait(unix.EPOLLIN)
+		c.toggleWaiting()
+		return vMore, err
+	}
+	parked, err := c.park(s)
+	if parked {
+		return vParked, nil
+	}
+	return vMore, err
+}
+
+// look is what a reader that does not use turnFill does before each read. It reports
+// whether the program wants it to look around.
+func (s *sock) look() (woken bool) {
+	s.state.And(^(sockAgain | sockHup))
+	return s.state.And(^sockWake)&sockWake != 0
 }

@@ -39,5 +39,8 @@ func engineOf(net.Conn) *engine    { return nil }
 
 func ordinary(conn net.Conn) (net.Conn, error) { return conn, nil }
 
+func (*sock) look() bool                                          { return false }
+func (c *WebSocket) shared(*sock) bool                            { return false }
+func (c *WebSocket) pause(*sock) (verdict, error)                 { return vMore, nil }
 func (c *WebSocket) turn()                                        {}
 func (c *WebSocket) turnFill(*sock) (n int, err error, v verdict) { return }

@@ -255,10 +255,22 @@ func (s *sock) leaveLocked() {
 // WebSocket, and for refusals. Any other conn it returns as it is. With an error conn
 // is closed. Who has the turn calls it, before there is a WebSocket.
 func ordinary(conn net.Conn) (net.Conn, error) {
-	s, ok := conn.(*sock)
-	if !ok {
-		return conn, nil
+	if s, ok := conn.(*sock); ok {
+		return s.ordinary()
 	}
+	for c := conn; c != nil; c = under(c) {
+		if e, ok := c.(*earlyConn); ok { // as under TLS
+			made, err := ordinary(e.Conn)
+			if err != nil {
+				return nil, err
+			}
+			e.Conn = made
+		}
+	}
+	return conn, nil
+}
+
+func (s *sock) ordinary() (net.Conn, error) {
 	s.mu.Lock()
 	fd := int(s.fd.Load())
 	if fd < 0 {
@@ -394,7 +406,7 @@ func sockOf(raw syscall.RawConn) *sock {
 
 // engineOf returns the engine that a transport belongs to, nil if none.
 func engineOf(conn net.Conn) *engine {
-	if s, ok := conn.(*sock); ok {
+	if s, ok := socketOf(conn).(*sock); ok {
 		return s.engine
 	}
 	return nil

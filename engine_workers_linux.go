@@ -16,7 +16,7 @@ func (e *engine) run(t task, timed bool) {
 	case t.end != vMore:
 		t.c.finish(t.end)
 	default:
-		sockOf(t.c.raw).inline = false
+		t.c.sock().inline = false
 		e.runTurn(t, timed)
 	}
 }

@@ -167,7 +167,7 @@ func (l *WebSocketListener) start(ln net.Listener, c *ListenConfig) {
 		l.web = newWebServer(l, c)
 		go l.web.serve()
 	}
-	if t, ok := ln.(*net.TCPListener); ok && l.tls == nil && !l.set.portable {
+	if t, ok := ln.(*net.TCPListener); ok && !l.set.portable {
 		l.engine, _ = newEngine(t, l.set.pingInterval <= 0) // without one, the runtime's poller waits
 	}
 	l.startMapping(c)

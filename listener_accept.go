@@ -339,7 +339,7 @@ func (a *arrival) ordinary(conn net.Conn) (net.Conn, error) {
 	defer a.l.mu.Unlock()
 	conn, err := ordinary(conn)
 	if err == nil {
-		a.conn = conn
+		a.conn = socketOf(conn)
 	}
 	return conn, err
 }

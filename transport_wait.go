@@ -13,6 +13,7 @@ import (
 
 // A readWait waits for a socket to be readable. One goroutine uses it.
 type readWait struct {
+	sock   *sock // that it is, if it is one of the engine's
 	raw    syscall.RawConn
 	early  *earlyConn // whose bytes come before the socket's, or nil
 	readFn func(fd uintptr) bool
@@ -40,6 +41,7 @@ func newReadWait(conn net.Conn) *readWait {
 	if w.raw = rawConn(conn); w.raw == nil {
 		return nil
 	}
+	w.sock = sockOf(w.raw)
 	w.readFn, w.waitFn = w.tryRead, w.readable
 	return w
 }
