@@ -238,7 +238,7 @@ func (s *sock) Close() error {
 	local := s.localLocked()
 	s.local = &local
 	s.leaveLocked()
-	err := unix.Close(int(fd))
+	err := sysClose(int(fd))
 	s.mu.Unlock()
 	s.engine.release()
 	return err
@@ -297,7 +297,7 @@ func (s *sock) CloseRead() error  { return s.shutdown(unix.SHUT_RD) }
 func (s *sock) CloseWrite() error { return s.shutdown(unix.SHUT_WR) }
 
 func (s *sock) shutdown(how int) error {
-	return s.control(func(fd uintptr) { unix.Shutdown(int(fd), how) })
+	return s.control(func(fd uintptr) { sysShutdown(int(fd), how) })
 }
 
 // control calls f with the descriptor. Any goroutine may call it; f must not wait.

@@ -151,3 +151,15 @@ func sysEpollCtl(epoll, op, fd int, ev *unix.EpollEvent) error {
 	}
 	return nil
 }
+
+func sysShutdown(fd, how int) {
+	syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), uintptr(how), 0)
+}
+
+// sysClose closes a socket. That does not wait: nobody has set SO_LINGER.
+func sysClose(fd int) error {
+	if _, _, errno := syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}

@@ -54,3 +54,7 @@ func sysTimerFired(fd uintptr) bool {
 func sysEpollCtl(epoll, op, fd int, ev *unix.EpollEvent) error {
 	return unix.EpollCtl(epoll, op, fd, ev)
 }
+
+func sysShutdown(fd, how int) { unix.Shutdown(fd, how) }
+
+func sysClose(fd int) error { return unix.Close(fd) }
