@@ -1,6 +1,7 @@
 package peerws
 
 import (
+	"bytes"
 	"io"
 	"math/rand/v2"
 	"runtime"
@@ -294,7 +295,8 @@ var errCorrupt = &ProtocolError{StatusInvalidPayload, "compressed message is cor
 type decompressor struct {
 	r    io.ReadCloser // a flate.Resetter too
 	src  source
-	over [1]byte // what would be too much
+	all  bytes.Reader // instead of src, of a short message: flate has a faster way for that
+	over [1]byte      // what would be too much
 }
 
 var decompressorPool = sync.Pool{New: func() any {
@@ -303,14 +305,17 @@ var decompressorPool = sync.Pool{New: func() any {
 	return z
 }}
 
-// reset has z begin a message that may refer to history.
-func (z *decompressor) reset(history []byte) {
-	z.r.(flate.Resetter).Reset(&z.src, history) // its error is always nil
+// reset has z begin a message in src that may refer to history.
+func (z *decompressor) reset(history []byte) { z.resetTo(&z.src, history) }
+
+func (z *decompressor) resetTo(r io.Reader, history []byte) {
+	z.r.(flate.Resetter).Reset(r, history) // its error is always nil
 }
 
 // free gives z back. It must not have failed.
 func (z *decompressor) free() {
 	z.src = source{}
+	z.all.Reset(nil)
 	decompressorPool.Put(z)
 }
 
@@ -391,8 +396,17 @@ func (d *deflate) decompress(src []byte, most int64) (*buffer, error) {
 		most = maxInt
 	}
 	z := decompressorPool.Get().(*decompressor)
-	z.src = source{piece: src, tail: endOfMessage}
-	z.reset(d.received.bytes())
+	var in io.Reader = &z.src
+	if len(src) <= blockSize-len(endOfMessage) {
+		whole := newBuffer(len(src) + len(endOfMessage))
+		defer whole.free()
+		whole.b = append(append(whole.b, src...), endOfMessage...)
+		z.all.Reset(whole.b)
+		in = &z.all
+	} else {
+		z.src = source{piece: src, tail: endOfMessage}
+	}
+	z.resetTo(in, d.received.bytes())
 	out := newBuffer(int(min(most, max(int64(len(src))*firstInflated, 1<<minClass))))
 	for finals := 0; ; {
 		b := out.b[len(out.b):cap(out.b)]
@@ -413,10 +427,10 @@ func (d *deflate) decompress(src []byte, most int64) (*buffer, error) {
 		}
 		out.extend(n)
 		switch {
-		case err == io.EOF && len(z.src.piece) > 0 && finals < maxFinals+len(src)/finalShare: // and there is more behind it (§7.2.3.5)
+		case err == io.EOF && z.left() && finals < maxFinals+len(src)/finalShare: // and there is more behind it (§7.2.3.5)
 			finals++
-			z.reset(z.window(d, out.b))
-		case err == io.EOF && len(z.src.piece) == 0:
+			z.resetTo(in, z.window(d, out.b))
+		case err == io.EOF && !z.left():
 			z.free()
 			d.received.add(out.b)
 			return out, nil
@@ -425,6 +439,11 @@ func (d *deflate) decompress(src []byte, most int64) (*buffer, error) {
 			return nil, errCorrupt
 		}
 	}
+}
+
+// left reports whether bytes of the message that decompress has are left.
+func (z *decompressor) left() bool {
+	return len(z.src.piece) > 0 || z.all.Len() > len(endOfMessage)
 }
 
 // window is what blocks behind out may refer to.
