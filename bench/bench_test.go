@@ -397,3 +397,25 @@ func TestScale(t *testing.T) {
 		}
 	}
 }
+
+func TestJoinFrames(t *testing.T) {
+	for _, c := range []struct {
+		frames, payload string
+		whole, wrong    bool
+	}{
+		{"\xc1\x02ab", "ab", true, false},
+		{"\x41\x01a\x00\x00\x80\x7e\x00\x01b", "ab", true, false},
+		{"\x41\x01a\x80\x7f\x00\x00\x00\x00\x00\x00\x00\x01b", "ab", true, false},
+		{"\x41\x01a", "", false, false},
+		{"\xc1\x7e\x00", "", false, false},
+		{"\xc1\x02a", "", false, false},
+		{"\x81\x02ab", "", false, true},
+		{"\x41\x01a\xc0\x01b", "", false, true},
+		{"\xc1\x02ab\x80", "", false, true},
+	} {
+		payload, whole, err := joinFrames([]byte(c.frames), 0x41)
+		if whole && string(payload) != c.payload || whole != c.whole || (err != nil) != c.wrong {
+			t.Errorf("%x: %q, %v, %v", c.frames, payload, whole, err)
+		}
+	}
+}

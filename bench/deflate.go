@@ -58,24 +58,14 @@ func (d *driver) learn(w workload) error {
 			return io.ErrUnexpectedEOF
 		}
 		reply = append(reply, d.buf[:n]...)
-		size, length := 2, 0
-		switch {
-		case len(reply) < 10:
-			continue
-		case reply[1] == 126:
-			size, length = 4, int(binary.BigEndian.Uint16(reply[2:]))
-		case reply[1] == 127:
-			size, length = 10, int(binary.BigEndian.Uint64(reply[2:]))
-		default:
-			length = int(reply[1])
+		packed, whole, err := joinFrames(reply, packedBit|w.opcode())
+		if err != nil {
+			return err
 		}
-		if len(reply) < size+length {
+		if !whole {
 			continue
 		}
-		if reply[0] != 0x80|packedBit|w.opcode() || len(reply) > size+length {
-			return fmt.Errorf("the reply is not one compressed frame: it begins with %x", reply[:size])
-		}
-		p, err := inflate(reply[size:])
+		p, err := inflate(packed)
 		if err == nil && !bytes.Equal(p, w.payload()) {
 			err = fmt.Errorf("it is %d bytes, not the message's %d", len(p), w.size)
 		}
@@ -84,5 +74,39 @@ func (d *driver) learn(w workload) error {
 		}
 		d.reply = reply
 		return nil
+	}
+}
+
+// joinFrames returns the payload of b's frames, which are one unmasked message that
+// begins with the byte first but for FIN, and whether it has come to its end, and b with
+// it.
+func joinFrames(b []byte, first byte) (payload []byte, whole bool, err error) {
+	for next := first; ; next = 0 {
+		size, length := 2, 0
+		switch {
+		case len(b) < 2:
+			return nil, false, nil
+		case b[1] < 126:
+			length = int(b[1])
+		case b[1] == 126 && len(b) >= 4:
+			size, length = 4, int(binary.BigEndian.Uint16(b[2:]))
+		case b[1] == 127 && len(b) >= 10:
+			size, length = 10, int(binary.BigEndian.Uint64(b[2:]))
+		}
+		if len(b) < size+length || size == 2 && length == 0 && b[1] != 0 {
+			return nil, false, nil
+		}
+		if b[0]&0x7f != next {
+			return nil, false, fmt.Errorf("the reply is not one compressed message: a frame begins with %x", b[:size])
+		}
+		payload = append(payload, b[size:size+length]...)
+		fin := b[0]&0x80 != 0
+		b = b[size+length:]
+		if fin && len(b) > 0 {
+			return nil, false, fmt.Errorf("%d bytes behind the reply", len(b))
+		}
+		if fin {
+			return payload, true, nil
+		}
 	}
 }
