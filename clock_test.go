@@ -37,12 +37,13 @@ func TestClock_Tick(t *testing.T) {
 		{settings{closeTimeout: 2 * time.Second}, 500 * time.Millisecond},
 		{settings{pongTimeout: 80 * time.Millisecond, closeTimeout: time.Hour}, 10 * time.Millisecond},
 		{settings{pingInterval: 1}, time.Millisecond},
+		{settings{writeTimeout: 4 * time.Second}, 500 * time.Millisecond},
 	} {
 		if k := newClock(&c.set, nil); k.tick != c.want {
 			t.Errorf("%+v: every %v, want %v", c.set, k.tick, c.want)
 		}
 	}
-	k := newClock(&settings{writeTimeout: time.Second}, nil) // not the clock's
+	k := newClock(&settings{}, nil)
 	if k != nil {
 		t.Error("a clock for nothing")
 	}

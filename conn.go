@@ -295,9 +295,14 @@ func (c *WebSocket) begin() {
 	go newStarter(c).run()
 }
 
-// startWriterLocked starts the writer goroutine. wmu is held.
+// startWriterLocked has what is queued be written, by the engine or by the writer
+// goroutine. wmu is held.
 func (c *WebSocket) startWriterLocked() {
 	c.writer.running = true
+	if s := sockOf(c.raw); s != nil {
+		c.awaitRoomLocked(s)
+		return
+	}
 	go newStarter(c).write()
 }
 

@@ -419,6 +419,9 @@ func (c *WebSocket) finish(v verdict) {
 	c.wmu.Lock()
 	c.writer.mode = writeShut
 	c.takeCorkLocked().free() // nobody writes to the descriptor from now on
+	if s := sockOf(c.raw); s != nil && c.writer.running {
+		c.stopWriterLocked(s)
+	}
 	c.mu.Lock()
 	c.setState(isSevered) // no deadline of the writer's any more
 	if c.writer.running {

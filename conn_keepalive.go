@@ -45,6 +45,7 @@ func (c *WebSocket) checkTimes(now uint32) {
 		c.beginHeldLocked()
 		c.mu.Unlock()
 	}
+	c.checkBlocked(now)
 	switch c.ReadyState() {
 	case Open:
 		c.checkGated()

@@ -26,7 +26,7 @@ const (
 // A writer is the state of the write side, guarded by WebSocket.wmu.
 type writer struct {
 	mode     writeMode
-	running  bool     // the writer goroutine exists
+	running  bool     // the writer goroutine exists, or the engine waits for room
 	streamed bool     // a NextWriter's message is under way: other messages wait in held
 	buffered int      // payload bytes not taken by the kernel
 	cork     *buffer  // collected whole frames, nil if none
@@ -56,6 +56,8 @@ type backlog struct {
 	watchdog *time.Timer   // of the cork
 	received received      // the large message that a callback has now
 	short    bool          // keepQueueShort has been called
+	stall    stall         // of the engine's wait for room
+	looked   uint32        // the clock's time when that was new, or looked at last
 }
 
 // A received is a message lying in the block it came in, behind its own header, which

@@ -93,7 +93,7 @@ func (e *engine) takeInline(l *looper) {
 	}
 	rest := e.ready[:0]
 	for _, t := range e.ready {
-		if s := t.c.sock(); l.most < len(l.batch) && s.begun && t.c.handler != nil {
+		if s := t.c.sock(); !t.write && l.most < len(l.batch) && s.begun && t.c.handler != nil {
 			s.inline = true
 			l.batch[l.most] = t
 			l.most++

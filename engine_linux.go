@@ -36,7 +36,9 @@ import (
 // needs the descriptor takes sock.mu, under which it is closed.
 //
 // Events are edge-triggered. An event that comes while a turn runs sets again before
-// the turn can give run back, so none is lost; Go's atomics are enough for that.
+// the turn can give run back, so none is lost; Go's atomics are enough for that. The
+// queue of a peer that is slow is written in the same way: blocked, writes and room are
+// to it what watched, run and again are to reading.
 // Numbers of descriptors come back as soon as they are closed: an event carries the
 // generation too, and is dropped if the table has another.
 
@@ -48,6 +50,9 @@ const (
 	sockWake                       // the reader is to look around: WebSocket.wokenUp
 	sockWaited                     // somebody waits in sock.wait
 	sockWatched                    // it is in the epoll set
+	sockBlocked                    // bytes are queued until there is room
+	sockWrites                     // somebody writes them, or is about to
+	sockRoom                       // an event came meanwhile: try once more
 )
 
 const (
@@ -143,9 +148,7 @@ func (e *engine) poll(l *looper, fd int) bool {
 	for {
 		n := sysEpollWait(fd, e.events[:])
 		for i := range n {
-			if s := e.event(&e.events[i]); s != nil {
-				e.ready = append(e.ready, task{c: s.owner.Load()})
-			}
+			e.event(&e.events[i])
 		}
 		e.takeInline(l)
 		e.add(e.ready...)
@@ -160,15 +163,15 @@ func (e *engine) poll(l *looper, fd int) bool {
 	}
 }
 
-// event takes one event and returns the socket if a turn is to start.
-func (e *engine) event(ev *unix.EpollEvent) *sock {
+// event takes one event, and adds to ready what is to be done for it.
+func (e *engine) event(ev *unix.EpollEvent) {
 	if ev.Pad == listenerGen {
 		signal(e.arrived)
-		return nil
+		return
 	}
 	s := e.table.get(int(ev.Fd))
 	if s == nil || s.gen != uint32(ev.Pad) {
-		return nil
+		return
 	}
 	var bits uint32
 	if ev.Events&epollEnd != 0 {
@@ -183,10 +186,12 @@ func (e *engine) event(ev *unix.EpollEvent) *sock {
 	if old&sockWaited != 0 {
 		s.signal()
 	}
-	if bits == 0 || old&sockRun != 0 {
-		return nil
+	if bits != 0 && old&sockRun == 0 {
+		e.ready = append(e.ready, task{c: s.owner.Load()})
 	}
-	return s
+	if old&sockBlocked != 0 && ev.Events&(unix.EPOLLOUT|epollEnd) != 0 && s.state.Or(sockWrites|sockRoom)&sockWrites == 0 {
+		e.ready = append(e.ready, task{c: s.owner.Load(), write: true})
+	}
 }
 
 // table finds the socket of a descriptor.

@@ -330,3 +330,34 @@ func stress(t *testing.T, width int, d time.Duration) {
 	}
 	t.Logf("%d connections, %d messages", lives.Load(), messages.Load())
 }
+
+// A peer that reads nothing costs what is queued for it, and no goroutine; what it reads
+// later is whole.
+func TestEngine_BlockedWrites(t *testing.T) {
+	l := openPort(t, ListenConfig{OnConnection: echoing, MaxBufferedAmount: -1, MaxMessageSize: -1})
+	k := knock(t, l, upgrade)
+	k.wantOpen()
+	before := readers()
+	payload := bytes.Repeat([]byte("0123456789abcdef"), 2<<20)
+	k.send(string(clientFrame(0x82, payload)))
+	c := l.openSockets()[0]
+	for end := time.Now().Add(10 * time.Second); c.BufferedAmount() == 0 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if sockOf(c.raw).state.Load()&sockBlocked == 0 {
+		t.Error("nothing is blocked")
+	}
+	for end := time.Now().Add(5 * time.Second); readers() > before+2 && time.Now().Before(end); { // a worker or two that wait
+		time.Sleep(time.Millisecond)
+	}
+	if n := readers() - before; n > 2 {
+		t.Errorf("%d goroutines", n)
+	}
+	want := serverMessage(payload)
+	got := make([]byte, len(want))
+	k.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if n, err := io.ReadFull(k.br, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes of %d, %v", n, len(want), err)
+	}
+	k.conn.Close()
+}

@@ -40,6 +40,9 @@ func engineOf(net.Conn) *engine    { return nil }
 func ordinary(conn net.Conn) (net.Conn, error) { return conn, nil }
 
 func (*sock) look() bool                                          { return false }
+func (c *WebSocket) awaitRoomLocked(*sock)                        {}
+func (c *WebSocket) stopWriterLocked(*sock)                       {}
+func (c *WebSocket) checkBlocked(uint32)                          {}
 func (c *WebSocket) shared(*sock) bool                            { return false }
 func (c *WebSocket) pause(*sock) (verdict, error)                 { return vMore, nil }
 func (c *WebSocket) turn()                                        {}

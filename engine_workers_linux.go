@@ -4,9 +4,10 @@ import "sync"
 
 // A task is what a worker is to do: an opening handshake, or a turn.
 type task struct {
-	c   *WebSocket
-	a   *arrival // instead of c
-	end verdict  // that c has come to in its last turn
+	c     *WebSocket
+	a     *arrival // instead of c
+	end   verdict  // that c has come to in its last turn
+	write bool     // there is room for what c has queued
 }
 
 func (e *engine) run(t task, timed bool) {
@@ -15,6 +16,8 @@ func (e *engine) run(t task, timed bool) {
 		t.a.handshake()
 	case t.end != vMore:
 		t.c.finish(t.end)
+	case t.write:
+		t.c.writeTurn()
 	default:
 		t.c.sock().inline = false
 		e.runTurn(t, timed)
