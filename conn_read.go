@@ -48,7 +48,7 @@ func (c *WebSocket) run() {
 		return
 	}
 	c.started()
-	c.finish(c.readLoop())
+	c.finish(c.readLoop(vMore))
 }
 
 // started is what run does first. It stands apart, because what readLoop calls
@@ -70,17 +70,20 @@ func (c *WebSocket) started() {
 	c.comeBack()
 }
 
-func (c *WebSocket) readLoop() verdict {
-	v, fill := vMore, false
-	for v == vMore {
-		if c.in != nil && !fill {
-			v = c.parse()
-			c.leave(v)
-		}
+// readLoop goes on from v, vMore or vGated.
+func (c *WebSocket) readLoop(v verdict) verdict {
+	fill := false
+	for v <= vGated {
 		if v == vMore {
-			v = c.fill()
+			if c.in != nil && !fill {
+				v = c.parse()
+				c.leave(v)
+			}
+			if v == vMore {
+				v = c.fill()
+			}
+			fill = false
 		}
-		fill = false
 		if v == vGated {
 			v, fill = c.awaitGate()
 		}
@@ -280,6 +283,9 @@ func (c *WebSocket) portableFill() (n int, err error, v verdict) {
 	}
 	for {
 		if wait != nil && wait.sock != nil {
+			if c.wakePassed(wait.sock) {
+				return 0, nil, vParked
+			}
 			if wait.sock.look() {
 				return 0, os.ErrDeadlineExceeded, vMore
 			}

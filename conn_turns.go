@@ -169,10 +169,18 @@ func (c *WebSocket) giveBack(k *calls, more bool) {
 	default:
 		c.setReadSideLocked(readerResumes)
 	}
-	if x := c.life.rare; !atHand || c.severed() || c.ReadyState() != Open || x.tasks != nil || !x.readUntil.IsZero() {
+	x := c.life.rare
+	engine := c.sock()
+	here := engine != nil && k.stopped && !atHand && x.tasks == nil
+	if here {
+		k.stopped = false
+	} else if !atHand || c.severed() || c.ReadyState() != Open || x.tasks != nil || !x.readUntil.IsZero() {
 		c.openGateLocked()
 	}
 	c.mu.Unlock()
+	if here {
+		c.turnInline(engine)
+	}
 }
 
 // wakeReadLocked has borrow look again. mu is held.
@@ -185,9 +193,14 @@ func (c *WebSocket) wakeReadLocked() {
 // awaitGate waits, with a message at hand, until somebody wants messages: an
 // OnMessage, a Read that borrows the read side and gives it back, or nobody any
 // more because the socket is closing. It runs tasks meanwhile. fill reports
-// whether what is at hand is not enough to go on with.
+// whether what is at hand is not enough to go on with. A turn of the engine's ends here,
+// with vParked, and openGateLocked begins the next one.
 func (c *WebSocket) awaitGate() (v verdict, fill bool) {
+	s := c.sock()
 	for {
+		if s != nil && c.tasksPassed(s) {
+			return vParked, false
+		}
 		c.runTasks()
 		c.mu.Lock()
 		life, calls := &c.life, c.callsLocked()
@@ -221,6 +234,12 @@ func (c *WebSocket) awaitGate() (v verdict, fill bool) {
 			c.setReadSideLocked(readerGated)
 			c.wakeReadLocked()
 		}
+		if s != nil {
+			s.stopAtGate()
+			calls.stopped = true
+			c.mu.Unlock()
+			return vParked, false
+		}
 		c.mu.Unlock()
 		<-calls.gate
 	}
@@ -232,8 +251,16 @@ func (x *rare) overdue() bool { return !x.readUntil.IsZero() && !time.Now().Befo
 
 // openGateLocked has awaitGate look again. mu is held.
 func (c *WebSocket) openGateLocked() {
-	if calls := c.rareLocked().calls; calls != nil {
+	calls := c.rareLocked().calls
+	if calls == nil {
+		return
+	}
+	s := c.sock()
+	if s == nil {
 		signal(calls.gate)
+	} else if calls.stopped {
+		calls.stopped = false
+		s.engine.add(task{c: c})
 	}
 }
 
@@ -250,6 +277,7 @@ type calls struct {
 	gate    chan struct{} // the reader waits here for somebody who wants messages; buffered, one token
 	arrived chan struct{} // a Read waits here for readerGated; buffered, one token
 	turn    chan struct{} // held by the Read that is going on; buffered, one token
+	stopped bool          // the reader's turn has ended at the gate, where it is one of the engine's; guarded by mu
 	took    bool          // a Read has had the read side since readForLocked; guarded by mu
 
 	// Part of the read side, like core.

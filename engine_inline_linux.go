@@ -84,8 +84,7 @@ type timer struct {
 }
 
 // takeInline moves those of the ready turns that the loop is to run itself to l, a few
-// and only quick ones. It leaves those that may wait for the program: the first of a
-// socket, and those of sockets that are read by calls.
+// and only quick ones, and not the first of a socket.
 func (e *engine) takeInline(l *looper) {
 	l.at, l.most = 0, 0
 	if e.quick.Load() < e.need.Load() {
@@ -93,7 +92,7 @@ func (e *engine) takeInline(l *looper) {
 	}
 	rest := e.ready[:0]
 	for _, t := range e.ready {
-		if s := t.c.sock(); !t.write && l.most < len(l.batch) && s.begun && t.c.handler != nil {
+		if s := t.c.sock(); !t.write && l.most < len(l.batch) && s.begun {
 			s.inline = true
 			l.batch[l.most] = t
 			l.most++

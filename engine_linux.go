@@ -296,13 +296,18 @@ func (c *WebSocket) park(s *sock) (bool, error) {
 func (c *WebSocket) turn() {
 	s := c.sock()
 	s.reads = 0
-	if !s.begun {
+	from := vMore
+	switch {
+	case s.gated:
+		s.gated = false
+		from = vGated
+	case !s.begun:
 		s.begun = true
 		c.started()
-	} else if c.activity.Load()&1 != 0 {
+	case c.activity.Load()&1 != 0:
 		c.toggleWaiting()
 	}
-	switch v := c.readLoop(); {
+	switch v := c.readLoop(from); {
 	case v == vParked:
 	case s.inline: // what comes now may take its time
 		s.engine.add(task{c: c, end: v})
@@ -315,6 +320,9 @@ func (c *WebSocket) turn() {
 // the result of a read.
 func (c *WebSocket) turnFill(s *sock) (n int, err error, v verdict) {
 	for {
+		if c.wakePassed(s) {
+			return 0, nil, vParked
+		}
 		if s.state.Load()&sockWake != 0 {
 			s.state.And(^sockWake)
 			s.dry = false
@@ -355,6 +363,42 @@ func (c *WebSocket) shared(s *sock) bool {
 	runtime.Gosched()
 	return false
 }
+
+// A turn that the loop runs, or a Read of the program's, must not run callbacks: it is
+// passed on to a worker when there are any. wakePassed and tasksPassed report whether it
+// was.
+
+func (c *WebSocket) wakePassed(s *sock) bool {
+	if !s.inline || s.state.Load()&sockWake == 0 {
+		return false
+	}
+	s.engine.add(task{c: c})
+	return true
+}
+
+func (c *WebSocket) tasksPassed(s *sock) bool {
+	if !s.inline {
+		return false
+	}
+	c.mu.Lock()
+	tasks := c.rareLocked().tasks
+	c.mu.Unlock()
+	if tasks == nil {
+		return false
+	}
+	s.gated = true
+	s.engine.add(task{c: c})
+	return true
+}
+
+// turnInline goes on with a turn on the goroutine of a Read.
+func (c *WebSocket) turnInline(s *sock) {
+	s.inline = true
+	c.turn()
+}
+
+// stopAtGate has the next turn begin in awaitGate.
+func (s *sock) stopAtGate() { s.gated = true }
 
 // pause is for a reader that has found nothing more to read: the end of its turn, which
 // is vParked, or of its wait.

@@ -43,6 +43,10 @@ func (*sock) look() bool                                          { return false
 func (c *WebSocket) awaitRoomLocked(*sock)                        {}
 func (c *WebSocket) stopWriterLocked(*sock)                       {}
 func (c *WebSocket) checkBlocked(uint32)                          {}
+func (*sock) stopAtGate()                                         {}
+func (c *WebSocket) wakePassed(*sock) bool                        { return false }
+func (c *WebSocket) tasksPassed(*sock) bool                       { return false }
+func (c *WebSocket) turnInline(*sock)                             {}
 func (c *WebSocket) shared(*sock) bool                            { return false }
 func (c *WebSocket) pause(*sock) (verdict, error)                 { return vMore, nil }
 func (c *WebSocket) turn()                                        {}

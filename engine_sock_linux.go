@@ -29,7 +29,8 @@ type sock struct {
 	// Of who has the turn.
 	begun  bool  // the first turn has
 	stays  bool  // he waits for bytes himself, and does not give the turn back
-	inline bool  // this turn is the loop's
+	inline bool  // this turn is the loop's, or a Read's
+	gated  bool  // the last one ended in awaitGate
 	hup    bool  // an event told of an end: read until that comes, or there is nothing
 	dry    bool  // the last read has taken all there was
 	reads  uint8 // of this turn
