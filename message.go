@@ -454,7 +454,8 @@ func (c *core) claim(data []byte) []byte {
 		p.buf = nil
 		return data
 	}
-	own := append(make([]byte, 0, len(data)), data...)
+	own := make([]byte, len(data)) // right before copy, it is not zeroed first
+	copy(own, data)
 	if poison {
 		poisonBytes(data)
 	}

@@ -29,7 +29,7 @@ const (
 // Colours that can be told apart on white and on black. Text and lines are
 // grey enough for both.
 var chartColours = map[string]string{
-	baseline: "#8a8f98", "peerws": "#e4572e", "peerws-read": "#f2a07f", "gorilla": "#3f88c5", "coder": "#7b68c8",
+	baseline: "#8a8f98", "peerws": "#e4572e", "peerws-read": "#f2a07f", "peerws-next": "#f7c5ad", "gorilla": "#3f88c5", "coder": "#7b68c8",
 	"gws": "#2a9d6f", "gobwas": "#c9a227", "gobwas-util": "#a07d3b", "bun": "#d66ba0", "node-ws": "#5b9aa0",
 }
 

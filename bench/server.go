@@ -50,6 +50,8 @@ var contestants = []contestant{
 		note: "A goroutine per connection that reads and writes the same bytes back. Its buffer holds one batch of messages: 4 KiB, 64 KiB for what is larger."},
 	{name: "peerws", serve: servePeerws,
 		note: "OnMessage and Send. Keepalive, limits, timeouts and UTF-8 checks as they are by default; only MaxConnections is off."},
+	{name: "peerws-next", serve: servePeerwsNext,
+		note: "NextReader into a reused buffer, as gorilla and coder here, and Write, one goroutine of the program per connection."},
 	{name: "peerws-read", serve: servePeerwsRead,
 		note: "Read and Write, one goroutine of the program per connection."},
 	{name: "gorilla", peer: true, serve: serveGorilla,

@@ -45,6 +45,25 @@ func servePeerws(ln net.Listener, s setup) error {
 }
 
 func servePeerwsRead(ln net.Listener, s setup) error {
+	return servePeerwsCalls(ln, s, func(ctx context.Context, c *peerws.WebSocket, _ []byte) (peerws.Message, error) {
+		return c.Read(ctx)
+	})
+}
+
+func servePeerwsNext(ln net.Listener, s setup) error {
+	return servePeerwsCalls(ln, s, func(ctx context.Context, c *peerws.WebSocket, b []byte) (m peerws.Message, err error) {
+		typ, r, err := c.NextReader(ctx)
+		if err != nil {
+			return m, err
+		}
+		b, err = readAll(r, b)
+		return peerws.Message{Type: typ, Data: b}, err
+	})
+}
+
+// servePeerwsCalls serves with a goroutine of the program's for each connection. read
+// may use the memory of the message before.
+func servePeerwsCalls(ln net.Listener, s setup, read func(context.Context, *peerws.WebSocket, []byte) (peerws.Message, error)) error {
 	var g group[*peerws.WebSocket]
 	l, err := config(s).Serve(ln)
 	if err != nil {
@@ -60,11 +79,13 @@ func servePeerwsRead(ln net.Listener, s setup) error {
 				g.join(c)
 				defer g.leave(c)
 			}
+			var b []byte
 			for {
-				m, err := c.Read(ctx)
+				m, err := read(ctx, c, b)
 				if err != nil {
 					return
 				}
+				b = m.Data
 				if s.broadcast {
 					peerws.Broadcast(slices.Values(g.members()), m)
 					continue
