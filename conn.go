@@ -85,8 +85,8 @@ type WebSocket struct {
 	keepalive keepalive     // owned by the clock
 	slot      int32         // index in owner.sockets, guarded by owner.mu
 
-	// Read side: owned by the goroutine of run, which lends it to a Read while it
-	// waits in awaitGate (readerBorrowed).
+	// Read side: owned by whoever has the turn, the goroutine of run or a worker of the
+	// engine, and lent to a Read at the gate (readerBorrowed).
 	core    core
 	in      *buffer // received bytes, those behind read.off not parsed; nil if none
 	handler func(*WebSocket, Message)
@@ -217,8 +217,8 @@ const (
 	styleCalls                  // Read, Messages, NextReader, NetConn: last
 )
 
-// A stage is how far a socket's own goroutine is, which reads and runs callbacks. It
-// is started when OnConnection has returned, or before, if the program reads in it or
+// A stage is how far a socket's reader is, which runs the callbacks too. It is started
+// when OnConnection has returned, or before, if the program reads in it or
 // stays in it: then it keeps messages and callbacks back.
 type stage uint8
 

@@ -410,7 +410,7 @@ func (c *WebSocket) closedErr(op string) error {
 }
 
 // finish takes the connection from the end of reading to CLOSED and delivers
-// the last events. It is the end of the connection's goroutine.
+// the last events. It is the end of the reader.
 func (c *WebSocket) finish(v verdict) {
 	if v == vClosing {
 		c.awaitWritten()

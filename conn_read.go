@@ -7,11 +7,12 @@ import (
 	"slices"
 )
 
-// The read side: one goroutine a connection. It parks until the socket is
-// readable without holding memory, borrows a block, reads, takes every frame of
-// the block apart in place, runs the callbacks, gives the block back.
+// The read side. It waits until the socket is readable without holding memory, borrows
+// a block, reads, takes every frame of the block apart in place, runs the callbacks,
+// gives the block back. Who does that is a turn of the engine, which ends where there is
+// nothing to read, or a goroutine of the connection's, which parks there.
 //
-// Four rules of the raw path:
+// Four rules of the raw path of the latter:
 //   - No callback of the program runs inside RawConn.Read's callback: net's
 //     Close waits for that to return, so a Close in it would never come back.
 //     readable only reads, or says park.
@@ -29,6 +30,7 @@ const (
 	vGated                  // a message waits for somebody who wants it
 	vClosing                // a Close frame came, or the peer broke a rule: the closing handshake is to be finished
 	vEnded                  // the transport is over
+	vLeft                   // a callback has ended the goroutine that ran it
 	vParked                 // the turn is over; whoever has the next one may be at work already
 )
 
@@ -41,7 +43,7 @@ const (
 	intoMessage            // into the core's own buffer
 )
 
-// run is the connection's goroutine from here to its end.
+// run is the connection's goroutine from here to its end, or the first turn.
 func (c *WebSocket) run() {
 	if c.sock() != nil {
 		c.turn()
@@ -235,12 +237,12 @@ func (c *WebSocket) fill() verdict {
 	var err error
 	if c.raw == nil {
 		var v verdict
-		if n, err, v = c.portableFill(); v != vMore {
+		if n, v, err = c.portableFill(); v != vMore {
 			return v
 		}
 	} else if s := sockOf(c.raw); s != nil {
 		var v verdict
-		if n, err, v = c.turnFill(s); v != vMore {
+		if n, v, err = c.turnFill(s); v != vMore {
 			return v
 		}
 	} else {
@@ -270,7 +272,7 @@ func (c *WebSocket) fill() verdict {
 }
 
 // portableFill is one read of a connection that is not a plain socket.
-func (c *WebSocket) portableFill() (n int, err error, v verdict) {
+func (c *WebSocket) portableFill() (n int, v verdict, err error) {
 	wait := readWaitOf(c.conn)
 	if f, ok := c.conn.(*foreignConn); ok {
 		c.settle()
@@ -278,19 +280,19 @@ func (c *WebSocket) portableFill() (n int, err error, v verdict) {
 		err = f.await()
 		c.toggleWaiting()
 		if err != nil {
-			return 0, err, vMore
+			return 0, vMore, err
 		}
 	}
 	for {
 		if wait != nil && wait.sock != nil {
 			if c.wakePassed(wait.sock) {
-				return 0, nil, vParked
+				return 0, vParked, nil
 			}
 			if wait.sock.look() {
-				return 0, os.ErrDeadlineExceeded, vMore
+				return 0, vMore, os.ErrDeadlineExceeded
 			}
 			if c.shared(wait.sock) {
-				return 0, nil, vParked
+				return 0, vParked, nil
 			}
 		}
 		dst := c.room()
@@ -305,11 +307,11 @@ func (c *WebSocket) portableFill() (n int, err error, v verdict) {
 			c.read.into = intoBlockFull
 		}
 		if err != errNotYet || n > 0 {
-			return n, err, vMore
+			return n, vMore, err
 		}
 		if wait.sock != nil {
 			if v, err := c.pause(wait.sock); v != vMore || err != nil {
-				return 0, err, v
+				return 0, v, err
 			}
 			continue
 		}
@@ -318,7 +320,7 @@ func (c *WebSocket) portableFill() (n int, err error, v verdict) {
 		err = wait.wait()
 		c.toggleWaiting()
 		if err != nil {
-			return 0, err, vMore
+			return 0, vMore, err
 		}
 	}
 }

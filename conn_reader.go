@@ -7,8 +7,8 @@ import (
 	"iter"
 )
 
-// Reading by calls. The connection's goroutine goes on to poll the socket and
-// to answer control frames. When it comes to a message it waits, and the
+// Reading by calls. The reader goes on to poll the socket and
+// to answer control frames. When it comes to a message it stops, and the
 // goroutine that calls Read borrows its side, takes the message apart itself,
 // out of the very block it came in, and gives the side back. So a burst of
 // messages costs one change of goroutine, and a context that ends loses nothing.

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// Turns of the read side. The connection's goroutine owns it; when a message waits
-// and the program reads by calls, the goroutine of a Read borrows it and gives it
-// back.
+// Turns of the read side. The reader owns it: the connection's goroutine, or a turn of
+// the engine. When a message waits and the program reads by calls, the goroutine of a
+// Read borrows it and gives it back; then it goes on with the engine's turn itself.
 
 // Who has the read side: the lower bits of WebSocket.reader. The first three follow
 // each other without a lock, the others are entered and left with mu held.
 const (
-	// readerOwns: the connection's goroutine works on it or waits for bytes. Next:
+	// readerOwns: the reader works on it or waits for bytes. Next:
 	// readerAway, readerGated.
 	readerOwns uint32 = iota
 	// readerAway: it runs a callback. Next: readerOwns, readerWatched.

@@ -13,8 +13,8 @@ import (
 //	cork    while the reader works through a block with several messages, the
 //	        replies are collected and leave in one write at the block's end
 //	at once one non-blocking write, if nothing is queued
-//	queue   what the kernel did not take, written by a goroutine that exists
-//	        only while there is something
+//	queue   what the kernel did not take, written by the engine when there is
+//	        room, or by a goroutine that exists only while there is something
 //
 // Order is kept: the cork is empty whenever the queue is not.
 

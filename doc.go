@@ -10,9 +10,9 @@
 // The names are those of a proposal of 2009, which put a WebSocketListener
 // beside the browser's WebSocket, and of the WHATWG WebSockets standard.
 //
-// An idle connection is one parked goroutine without a buffer. What it receives
-// is taken apart and unmasked where it lies; a message that arrived in one piece
-// is never copied.
+// An idle connection has no buffer, and on Linux, if a listener has accepted it, no
+// goroutine. What it receives is taken apart and unmasked where it lies; a message that
+// arrived in one piece is never copied.
 //
 // # The contract
 //

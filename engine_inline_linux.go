@@ -12,9 +12,10 @@ import (
 
 // Turns that the loop runs itself. To wake a worker while a processor is idle wakes a
 // thread, which at low load costs more than a small message does. So when callbacks of
-// late have all been quick, the loop runs the turns of a few sockets itself. A timer looks at it meanwhile: if it finds the loop in one and the same turn
-// twice, a new loop takes the epoll set over, the old one is done when its turn is, and
-// it takes many more quick turns until there is another inline one.
+// late have all been quick, the loop runs the turns of a few sockets itself. A timer
+// looks at it meanwhile: if it finds the loop in one and the same turn twice, a new loop
+// takes the epoll set over, the old one is done when its turn is, and it takes many more
+// quick turns until there is another inline one.
 //
 // It is a timerfd, not a timer of Go's: that would keep the runtime's monitor awake.
 
@@ -51,7 +52,7 @@ type inline struct {
 	need  atomic.Int64 // how many there must be
 	armed atomic.Bool  // the timer runs
 	timer atomic.Pointer[timer]
-	seen  uint64 // looper.turns when the timer looked last
+	seen  uint64 // looper.turns when the timer looked last; the timer's
 }
 
 // newLooper makes a looper, which start sets going.
@@ -72,9 +73,18 @@ func (e *engine) newLooper() (*looper, error) {
 func (e *engine) startLocked(l *looper) {
 	e.looper.Store(l)
 	go func() {
+		defer l.file.Close()
+		defer e.loopEnded(l)
 		l.raw.Read(func(fd uintptr) bool { return e.poll(l, int(fd)) })
-		l.file.Close()
 	}()
+}
+
+// loopEnded gives the loop to a new goroutine if a callback has ended l's, with
+// runtime.Goexit.
+func (e *engine) loopEnded(l *looper) {
+	if now := l.turns.Load(); now&looperGone == 0 && now&1 == 1 {
+		e.takeOver(l, now)
+	}
 }
 
 // A timer is a timerfd.
@@ -125,12 +135,20 @@ func (e *engine) runInline(l *looper) bool {
 
 // runTurn runs a turn, and keeps account of quick ones.
 func (e *engine) runTurn(t task, timed bool) {
+	over := false
+	defer func() {
+		if !over { // a callback has ended the goroutine, with runtime.Goexit
+			e.add(task{c: t.c, end: vLeft})
+		}
+	}()
 	if !timed && e.quick.Load() >= e.need.Load() {
 		t.c.turn()
+		over = true
 		return
 	}
 	start := time.Now()
 	t.c.turn()
+	over = true
 	if time.Since(start) > quickTurn {
 		e.quick.Store(0)
 	} else {
@@ -205,7 +223,6 @@ func (e *engine) takeOver(l *looper, now uint64) {
 	}
 	e.quick.Store(0)
 	e.need.Store(min(e.need.Load()*4, quickMost))
-	e.seen = 0
 	e.startLocked(next)
 	for _, t := range l.batch[l.at:l.most] {
 		e.add(t)

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,11 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The engine: on Linux, a socket that a listener has accepted has no goroutine while
-// it waits. Its descriptor is ours, in an epoll set of the listener's. One goroutine,
-// the loop, takes the events and never runs anything of the program's; workers run
-// the turns of the sockets that are ready. A turn reads, runs the callbacks, and ends
-// when there is nothing more to read.
+// The engine: on Linux, a TCP connection that a listener has accepted has no goroutine
+// while it waits. Its descriptor is ours, in an epoll set of the listener's. One
+// goroutine, the loop, takes the events; workers run the turns of the sockets that are
+// ready, and the loop itself a few that are quick. A turn reads, runs the callbacks, and
+// ends when there is nothing more to read.
+//
+// Dialled connections, those of a mounted listener, and sockets that are not TCP wait
+// in the runtime's poller, with a goroutine each, as all do on other systems: package
+// net has their descriptors.
 //
 // A descriptor and its turn (sock.state, an atomic word):
 //
@@ -28,19 +31,24 @@ import (
 //	the turn is about to read - again hup             with hup it reads on to the end
 //	a short read, or EAGAIN   - run, unless again     idle; else the turn goes on
 //	its share is over         run stays               queued again, behind the others
+//	nobody wants the message  run stays, gated        openGateLocked queues the next turn
 //	the end                   run stays for ever      close
 //
-// Who has set run owns the read side, and only he closes the descriptor: reading needs
-// no lock. Writing is done with wmu held, or by the writer goroutine, and never after
-// writer.mode is writeShut, which finish sees to before it closes. Everything else that
-// needs the descriptor takes sock.mu, under which it is closed.
+//	a write that is short     + blocked               the rest is queued, EPOLLOUT asked for
+//	event: room               + writes room           writing is queued, if writes was not set
+//	nothing more fits         - writes, unless room   idle; else it is tried again
+//	all is written            - blocked
 //
-// Events are edge-triggered. An event that comes while a turn runs sets again before
-// the turn can give run back, so none is lost; Go's atomics are enough for that. The
-// queue of a peer that is slow is written in the same way: blocked, writes and room are
-// to it what watched, run and again are to reading.
-// Numbers of descriptors come back as soon as they are closed: an event carries the
-// generation too, and is dropped if the table has another.
+// Who has set run owns the read side, and only he closes the descriptor: reading needs
+// no lock. Writing is done with wmu held (over TLS by the writer goroutine), and never
+// after writer.mode is writeShut, which finish sees to before it closes. Everything else
+// that needs the descriptor takes sock.mu, under which it is closed.
+//
+// Events are edge-triggered. One that comes while a turn runs sets again before the turn
+// can give run back, so none is lost; Go's atomics are enough for that. A short read has
+// taken all there was: what comes later is an event. Numbers of descriptors come back
+// as soon as they are closed: an event carries the socket's generation too, and is
+// dropped if the table has another.
 
 // Bits of sock.state.
 const (
@@ -66,14 +74,16 @@ const (
 // An engine is one epoll set with its loop and its workers. It lives as long as the
 // listener or one of its sockets.
 type engine struct {
-	listener syscall.RawConn
-	arrived  chan struct{} // a token: somebody waits to be accepted
-	acceptFn func(fd uintptr)
-	accepted acceptance // by acceptFn
+	listener  syscall.RawConn
+	keepalive bool          // the system sends TCP keepalives
+	arrived   chan struct{} // a token: somebody waits to be accepted
+	acceptFn  func(fd uintptr)
+	accepted  acceptance // by acceptFn
 
 	epoll int // the epoll set
 	table table
-	gen   uint32       // of the last socket: the accept loop's
+	gen   uint32       // of the last socket; the accept loop's
+	naked bool         // accepted sockets do not inherit options; the accept loop's
 	refs  atomic.Int64 // the listener and its sockets
 	workers
 	inline
@@ -94,7 +104,7 @@ func newEngine(ln *net.TCPListener, keepalive bool) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{listener: raw, arrived: make(chan struct{}, 1)}
+	e := &engine{listener: raw, keepalive: keepalive, arrived: make(chan struct{}, 1)}
 	e.acceptFn = e.tryAccept
 	if e.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, err
@@ -103,12 +113,7 @@ func newEngine(ln *net.TCPListener, keepalive bool) (*engine, error) {
 	e.need.Store(quickLeast)
 	e.refs.Store(1)
 	failed := raw.Control(func(fd uintptr) {
-		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		if keepalive { // as package net does
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15)
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15)
-		}
+		e.setOptions(int(fd))
 		err = sysEpollCtl(e.epoll, unix.EPOLL_CTL_ADD, int(fd), &unix.EpollEvent{Events: epollListener, Fd: int32(fd), Pad: listenerGen})
 	})
 	e.lmu.Lock()
@@ -123,6 +128,16 @@ func newEngine(ln *net.TCPListener, keepalive bool) (*engine, error) {
 	}
 	e.startLocked(l)
 	return e, nil
+}
+
+// setOptions sets what a socket's connections are to have, as package net does.
+func (e *engine) setOptions(fd int) {
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	if e.keepalive {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15)
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15)
+	}
 }
 
 // release gives up the listener's or a socket's hold on the engine.
@@ -246,6 +261,13 @@ func (e *engine) accept(closing <-chan struct{}) (net.Conn, error) {
 			if e.gen++; e.gen == listenerGen {
 				e.gen++
 			}
+			if e.gen == 1 {
+				on, err := unix.GetsockoptInt(a.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY)
+				e.naked = err == nil && on == 0
+			}
+			if e.naked {
+				e.setOptions(a.fd)
+			}
 			s := &sock{engine: e, gen: e.gen, peer: a.from}
 			s.fd.Store(int32(a.fd))
 			s.state.Store(sockRun)
@@ -268,158 +290,4 @@ func (e *engine) accept(closing <-chan struct{}) (net.Conn, error) {
 func (e *engine) tryAccept(fd uintptr) {
 	a := &e.accepted
 	a.fd, a.from, a.err = sysAccept(int(fd))
-}
-
-// share is how many blocks a turn may read before others that wait have theirs.
-const share = 16
-
-// park ends the turn, unless something has come meanwhile, and reports whether it did.
-// If so another may have begun already: the socket must not be touched.
-func (c *WebSocket) park(s *sock) (bool, error) {
-	c.settle()
-	c.toggleWaiting()
-	err := s.watch(0)
-	for err == nil {
-		v := s.state.Load()
-		if v&(sockAgain|sockHup|sockWake) != 0 {
-			break
-		}
-		if s.state.CompareAndSwap(v, v&^sockRun) {
-			return true, nil
-		}
-	}
-	c.toggleWaiting()
-	return false, err
-}
-
-// turn is what a worker does for a socket that is ready.
-func (c *WebSocket) turn() {
-	s := c.sock()
-	s.reads = 0
-	from := vMore
-	switch {
-	case s.gated:
-		s.gated = false
-		from = vGated
-	case !s.begun:
-		s.begun = true
-		c.started()
-	case c.activity.Load()&1 != 0:
-		c.toggleWaiting()
-	}
-	switch v := c.readLoop(from); {
-	case v == vParked:
-	case s.inline: // what comes now may take its time
-		s.engine.add(task{c: c, end: v})
-	default:
-		c.finish(v)
-	}
-}
-
-// turnFill is fill for a socket of the engine. vParked is the end of the turn, vMore
-// the result of a read.
-func (c *WebSocket) turnFill(s *sock) (n int, err error, v verdict) {
-	for {
-		if c.wakePassed(s) {
-			return 0, nil, vParked
-		}
-		if s.state.Load()&sockWake != 0 {
-			s.state.And(^sockWake)
-			s.dry = false
-			return 0, os.ErrDeadlineExceeded, vMore
-		}
-		if !s.dry {
-			if c.shared(s) {
-				return 0, nil, vParked
-			}
-			if s.state.And(^(sockAgain|sockHup))&sockHup != 0 {
-				s.hup = true
-			}
-			p := c.room()
-			n, err := c.sysRead(uintptr(s.fd.Load()), p)
-			if err == nil || !wouldBlock(err) {
-				s.dry = err == nil && n < len(p) && !s.hup && c.set.sys == nil // a test's read may be short for no reason
-				return n, err, vMore
-			}
-		}
-		s.dry, s.hup = false, false
-		if v, err := c.pause(s); v != vMore || err != nil {
-			return 0, err, v
-		}
-	}
-}
-
-// shared is called before each read. It reports whether the turn has had its share, and
-// is queued again.
-func (c *WebSocket) shared(s *sock) bool {
-	if s.reads++; s.reads < share || s.stays {
-		return false
-	}
-	s.reads = 0
-	if s.inline || s.engine.busy() {
-		s.engine.add(task{c: c})
-		return true
-	}
-	runtime.Gosched()
-	return false
-}
-
-// A turn that the loop runs, or a Read of the program's, must not run callbacks: it is
-// passed on to a worker when there are any. wakePassed and tasksPassed report whether it
-// was.
-
-func (c *WebSocket) wakePassed(s *sock) bool {
-	if !s.inline || s.state.Load()&sockWake == 0 {
-		return false
-	}
-	s.engine.add(task{c: c})
-	return true
-}
-
-func (c *WebSocket) tasksPassed(s *sock) bool {
-	if !s.inline {
-		return false
-	}
-	c.mu.Lock()
-	tasks := c.rareLocked().tasks
-	c.mu.Unlock()
-	if tasks == nil {
-		return false
-	}
-	s.gated = true
-	s.engine.add(task{c: c})
-	return true
-}
-
-// turnInline goes on with a turn on the goroutine of a Read.
-func (c *WebSocket) turnInline(s *sock) {
-	s.inline = true
-	c.turn()
-}
-
-// stopAtGate has the next turn begin in awaitGate.
-func (s *sock) stopAtGate() { s.gated = true }
-
-// pause is for a reader that has found nothing more to read: the end of its turn, which
-// is vParked, or of its wait.
-func (c *WebSocket) pause(s *sock) (verdict, error) {
-	if s.stays {
-		c.settle()
-		c.toggleWaiting()
-		err := s.wait(unix.EPOLLIN)
-		c.toggleWaiting()
-		return vMore, err
-	}
-	parked, err := c.park(s)
-	if parked {
-		return vParked, nil
-	}
-	return vMore, err
-}
-
-// look is what a reader that does not use turnFill does before each read. It reports
-// whether the program wants it to look around.
-func (s *sock) look() (woken bool) {
-	s.state.And(^(sockAgain | sockHup))
-	return s.state.And(^sockWake)&sockWake != 0
 }

@@ -11,11 +11,14 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The engine under stress: connections come, talk and end in every way, many at a time.
@@ -367,6 +370,88 @@ func stress(t *testing.T, width int, d time.Duration) {
 		t.Errorf("the engine is still held %d times", n)
 	}
 	t.Logf("%d connections, %d messages", lives.Load(), messages.Load())
+}
+
+// inlineEngine is a listener whose loop runs turns itself, since callbacks have all been
+// quick, with two connections to it.
+func inlineEngine(t *testing.T, f func(c *WebSocket, m Message)) (l *WebSocketListener, a, b *knocker) {
+	l = openPort(t, ListenConfig{OnConnection: func(c *WebSocket) { c.OnMessage(f) }})
+	a, b = knock(t, l, upgrade), knock(t, l, upgrade)
+	a.wantOpen()
+	b.wantOpen()
+	e := l.engine
+	for i := 0; i < 100*quickLeast && (e.quick.Load() < e.need.Load() || e.looper.Load().turns.Load() == 0); i++ {
+		a.send(maskedHello)
+		a.wantBytes("echo", hello)
+	}
+	if e.looper.Load().turns.Load() == 0 {
+		t.Fatal("the loop runs no turns")
+	}
+	return l, a, b
+}
+
+// A callback that the loop runs may wait for another connection's: the loop is taken
+// over.
+func TestEngine_InlineMayWait(t *testing.T) {
+	release := make(chan struct{})
+	l, a, b := inlineEngine(t, func(c *WebSocket, m Message) {
+		switch string(m.Data) {
+		case "wait":
+			<-release
+		case "go":
+			close(release)
+		}
+		c.Send(m)
+	})
+	before := l.engine.looper.Load()
+	a.send(string(clientFrame(0x82, []byte("wait"))))
+	b.send(string(clientFrame(0x82, []byte("go"))))
+	b.wantBytes("go", string(serverMessage([]byte("go"))))
+	a.wantBytes("wait", string(serverMessage([]byte("wait"))))
+	if l.engine.looper.Load() == before {
+		t.Error("the loop was not taken over")
+	}
+	for range 3 {
+		a.send(maskedHello)
+		a.wantBytes("echo", hello)
+		b.send(maskedHello)
+		b.wantBytes("echo", hello)
+	}
+}
+
+// One that ends its goroutine, as t.FailNow does, ends its own connection's only.
+func TestEngine_InlineGoexit(t *testing.T) {
+	l, a, b := inlineEngine(t, func(c *WebSocket, m Message) {
+		if string(m.Data) == "exit" {
+			runtime.Goexit()
+		}
+		c.Send(m)
+	})
+	before := l.engine.looper.Load()
+	a.send(string(clientFrame(0x82, []byte("exit"))))
+	if _, err := a.br.ReadByte(); err == nil {
+		t.Error("the connection lives")
+	}
+	for range 3 {
+		b.send(maskedHello)
+		b.wantBytes("echo", hello)
+	}
+	if l.engine.looper.Load() == before {
+		t.Error("the loop was not taken over")
+	}
+}
+
+// What is set on the listening socket holds for its connections.
+func TestEngine_NoDelay(t *testing.T) {
+	l := openPort(t, ListenConfig{OnConnection: echoing})
+	knock(t, l, upgrade).wantOpen()
+	on := 0
+	rawConn(l.openSockets()[0].conn).Control(func(fd uintptr) {
+		on, _ = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY)
+	})
+	if on == 0 {
+		t.Error("TCP_NODELAY is off")
+	}
 }
 
 // A peer that reads nothing costs what is queued for it, and no goroutine; what it reads

@@ -50,4 +50,4 @@ func (c *WebSocket) turnInline(*sock)                             {}
 func (c *WebSocket) shared(*sock) bool                            { return false }
 func (c *WebSocket) pause(*sock) (verdict, error)                 { return vMore, nil }
 func (c *WebSocket) turn()                                        {}
-func (c *WebSocket) turnFill(*sock) (n int, err error, v verdict) { return }
+func (c *WebSocket) turnFill(*sock) (n int, v verdict, err error) { return }

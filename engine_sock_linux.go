@@ -27,13 +27,14 @@ type sock struct {
 	state  atomic.Uint32
 
 	// Of who has the turn.
-	begun  bool  // the first turn has
-	stays  bool  // he waits for bytes himself, and does not give the turn back
-	inline bool  // this turn is the loop's, or a Read's
-	gated  bool  // the last one ended in awaitGate
-	hup    bool  // an event told of an end: read until that comes, or there is nothing
-	dry    bool  // the last read has taken all there was
-	reads  uint8 // of this turn
+	begun    bool  // the first turn has
+	stays    bool  // he waits for bytes himself, and does not give the turn back
+	inline   bool  // this turn is the loop's, or a Read's
+	gated    bool  // the last one ended in awaitGate
+	finishes bool  // he has come to WebSocket.finish
+	hup      bool  // an event told of an end: read until that comes, or there is nothing
+	dry      bool  // the last read has taken all there was
+	reads    uint8 // of this turn
 
 	mu     sync.Mutex // nothing is locked under it
 	events uint32     // that are in the epoll set, 0: it is not there

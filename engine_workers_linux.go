@@ -14,7 +14,10 @@ func (e *engine) run(t task, timed bool) {
 	switch {
 	case t.a != nil:
 		t.a.handshake()
+	case t.end == vLeft:
+		t.c.left()
 	case t.end != vMore:
+		t.c.sock().finishes = true
 		t.c.finish(t.end)
 	case t.write:
 		t.c.writeTurn()

@@ -16,8 +16,8 @@ import (
 // its connection, its deadline and the program's say.
 
 // handshake takes one transport from its first byte to an open socket, a web
-// request, or a refusal. It runs on a goroutine of its own, whose grown stack
-// dies with it.
+// request, or a refusal. It may take its time: it runs on a worker of the engine, or on
+// a goroutine of its own.
 func (a *arrival) handshake() {
 	l := a.l
 	if err := a.locate(); err != nil {
