@@ -78,8 +78,8 @@ func TestAllocations_Handshake(t *testing.T) {
 		b.connect(t)
 	}
 	runtime.ReadMemStats(&after)
-	if per := float64(after.Mallocs-before.Mallocs) / rounds; per > 7 {
-		t.Errorf("%.1f allocations for a connection, most are 7", per)
+	if per := float64(after.Mallocs-before.Mallocs) / rounds; per > 12 { // 6 where nobody has to wait
+		t.Errorf("%.1f allocations for a connection, most are 12", per)
 	} else {
 		t.Logf("%.2f allocations for a connection", per)
 	}

@@ -28,6 +28,7 @@ type verdict uint8
 const (
 	vMore    verdict = iota // everything complete has been handled
 	vGated                  // a message waits for somebody who wants it
+	vYield                  // there is more, but others come first
 	vClosing                // a Close frame came, or the peer broke a rule: the closing handshake is to be finished
 	vEnded                  // the transport is over
 	vLeft                   // a callback has ended the goroutine that ran it
@@ -80,6 +81,12 @@ func (c *WebSocket) readLoop(v verdict) verdict {
 			if c.in != nil && !fill {
 				v = c.parse()
 				c.leave(v)
+				if v == vYield {
+					if v = vMore; c.yield(c.sock()) {
+						return vParked
+					}
+					continue
+				}
 			}
 			if v == vMore {
 				v = c.fill()
@@ -96,9 +103,12 @@ func (c *WebSocket) readLoop(v verdict) verdict {
 // parse handles what lies in c.in behind read.off, as far as it is complete and
 // wanted.
 func (c *WebSocket) parse() verdict {
-	for int(c.read.off) < len(c.in.b) {
+	for n := shares(c.sock()); int(c.read.off) < len(c.in.b); n-- {
 		if c.severed() {
 			return vEnded
+		}
+		if n == 0 {
+			return vYield
 		}
 		f := c.messageHandler()
 		if f == nil && c.mustWait() {
@@ -131,7 +141,8 @@ func (c *WebSocket) leave(v verdict) {
 			c.in.free()
 			c.in, c.read.off = f, 0
 		}
-	case v > vGated:
+	case v == vYield:
+	case v > vYield:
 		c.in.b, c.read.off = c.in.b[:0], 0
 	default:
 		c.compact()

@@ -75,7 +75,7 @@ func (e *engine) startLocked(l *looper) {
 	go func() {
 		defer l.file.Close()
 		defer e.loopEnded(l)
-		l.raw.Read(func(fd uintptr) bool { return e.poll(l, int(fd)) })
+		l.raw.Read(func(uintptr) bool { return e.poll(l) })
 	}()
 }
 
@@ -94,7 +94,7 @@ type timer struct {
 }
 
 // takeInline moves those of the ready turns that the loop is to run itself to l, a few
-// and only quick ones, and not the first of a socket.
+// and only quick ones, and not the first of a socket. pmu is held.
 func (e *engine) takeInline(l *looper) {
 	l.at, l.most = 0, 0
 	if e.quick.Load() < e.need.Load() {

@@ -80,7 +80,7 @@ type engine struct {
 	acceptFn  func(fd uintptr)
 	accepted  acceptance // by acceptFn
 
-	epoll int // the epoll set
+	epoll int // the epoll set; -1, with pmu held, when nobody needs it any more
 	table table
 	gen   uint32       // of the last socket; the accept loop's
 	naked bool         // accepted sockets do not inherit options; the accept loop's
@@ -89,12 +89,12 @@ type engine struct {
 	inline
 
 	looper atomic.Pointer[looper] // who has the loop
-	lmu    sync.Mutex             // guards changes of looper and timer, and over; under it only workers.mu
+	lmu    sync.Mutex             // guards changes of looper and timer, and over; under it only pmu and workers.mu
 	over   bool                   // nobody needs the engine any more
 
-	// The loop's.
+	pmu    sync.Mutex // guards the two below; under it only workers.mu and those of sockets
 	events [128]unix.EpollEvent
-	ready  []task
+	ready  []task // what is to be done for them
 }
 
 // newEngine returns the engine for ln's connections. Options are set on its socket,
@@ -152,23 +152,25 @@ func (e *engine) release() {
 	if t := e.timer.Load(); t != nil {
 		go t.file.Close()
 	}
+	e.pmu.Lock()
 	unix.Close(e.epoll)
+	e.epoll = -1
+	e.pmu.Unlock()
 	e.stopWorkers()
 }
 
 // poll is the loop of l. RawConn.Read calls it whenever there may be events; it returns
 // false when it has seen that there are none. A batch that does not fill its array was
 // the last: every member is edge-triggered.
-func (e *engine) poll(l *looper, fd int) bool {
+func (e *engine) poll(l *looper) bool {
 	for {
-		n := sysEpollWait(fd, e.events[:])
-		for i := range n {
-			e.event(&e.events[i])
-		}
+		e.pmu.Lock()
+		n := e.collectLocked()
 		e.takeInline(l)
 		e.add(e.ready...)
 		clear(e.ready)
 		e.ready = e.ready[:0]
+		e.pmu.Unlock()
 		if !e.runInline(l) {
 			return true
 		}
@@ -178,7 +180,19 @@ func (e *engine) poll(l *looper, fd int) bool {
 	}
 }
 
-// event takes one event, and adds to ready what is to be done for it.
+// collectLocked takes the events that there are, and returns how many. pmu is held.
+func (e *engine) collectLocked() int {
+	if e.epoll < 0 {
+		return 0
+	}
+	n := sysEpollWait(e.epoll, e.events[:])
+	for i := range n {
+		e.event(&e.events[i])
+	}
+	return n
+}
+
+// event takes one event, and adds to ready what is to be done for it. pmu is held.
 func (e *engine) event(ev *unix.EpollEvent) {
 	if ev.Pad == listenerGen {
 		signal(e.arrived)

@@ -48,6 +48,8 @@ func (c *WebSocket) wakePassed(*sock) bool                        { return false
 func (c *WebSocket) tasksPassed(*sock) bool                       { return false }
 func (c *WebSocket) turnInline(*sock)                             {}
 func (c *WebSocket) shared(*sock) bool                            { return false }
+func (c *WebSocket) yield(*sock) bool                             { return false }
+func shares(*sock) int                                            { return -1 }
 func (c *WebSocket) pause(*sock) (verdict, error)                 { return vMore, nil }
 func (c *WebSocket) turn()                                        {}
 func (c *WebSocket) turnFill(*sock) (n int, v verdict, err error) { return }

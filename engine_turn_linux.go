@@ -10,8 +10,11 @@ import (
 
 // Turns: what a worker does for a socket that has bytes, and how that ends.
 
-// share is how many blocks a turn may read before others that wait have theirs.
-const share = 16
+// What a turn may do before others that wait have theirs.
+const (
+	shareReads  = 4   // blocks
+	shareFrames = 256 // of small messages, control frames and empty fragments
+)
 
 // park ends the turn, unless something has come meanwhile, and reports whether it did.
 // If so another may have begun already: the socket must not be touched.
@@ -93,12 +96,18 @@ func (c *WebSocket) turnFill(s *sock) (n int, v verdict, err error) {
 // shared is called before each read. It reports whether the turn has had its share, and
 // is queued again.
 func (c *WebSocket) shared(s *sock) bool {
-	if s.reads++; s.reads < share || s.stays {
+	if s.reads++; s.reads <= shareReads || s.stays {
 		return false
 	}
 	s.reads = 0
+	return c.yield(s)
+}
+
+// yield queues a turn that has had its share behind the others, if there are any, and
+// reports whether it did.
+func (c *WebSocket) yield(s *sock) bool {
 	if s.inline || s.engine.busy() {
-		s.engine.add(task{c: c})
+		s.engine.addLate(c)
 		return true
 	}
 	runtime.Gosched()
@@ -180,3 +189,11 @@ func (c *WebSocket) left() {
 }
 
 var errLeft = errors.New("a callback has ended its goroutine")
+
+// shares is how many frames may be taken apart before yield is called; -1: all.
+func shares(s *sock) int {
+	if s == nil {
+		return -1
+	}
+	return shareFrames
+}

@@ -1,6 +1,9 @@
 package peerws
 
-import "sync"
+import (
+	"runtime"
+	"sync"
+)
 
 // A task is what a worker is to do: an opening handshake, or a turn.
 type task struct {
@@ -14,48 +17,88 @@ func (e *engine) run(t task, timed bool) {
 	switch {
 	case t.a != nil:
 		t.a.handshake()
-	case t.end == vLeft:
-		t.c.left()
-	case t.end != vMore:
-		t.c.sock().finishes = true
-		t.c.finish(t.end)
+		return
 	case t.write:
 		t.c.writeTurn()
-	default:
-		t.c.sock().inline = false
+		return
+	}
+	s := t.c.sock()
+	s.inline = false
+	switch t.end {
+	case vMore:
 		e.runTurn(t, timed)
+	case vLeft:
+		t.c.left()
+	default:
+		s.finishes = true
+		t.c.finish(t.end)
 	}
 }
 
-// workers run tasks in the order in which they were added, each to its end: a callback
-// may block. A worker that takes a task while more wait first sees to it that another
-// one is on its way, so a batch of any size costs two wake-ups, and whoever blocks
-// holds nobody up. Those that have nothing to do wait, the last one first in line, so
-// that few grown stacks serve many sockets.
+// workers run tasks to their end: a callback may block. A worker that takes a task while
+// more wait first sees to it that another one is on its way, so a batch of any size
+// costs two wake-ups, and whoever blocks holds nobody up. Those that have nothing to do
+// wait, the last one first in line, so that few grown stacks serve many sockets.
+//
+// Tasks are run in the order in which they were added, but turns that have had their
+// share come after all others: peers that send without end share what those that do not
+// leave over.
 type workers struct {
 	mu        sync.Mutex // nothing is locked under it
-	queue     []task
-	head      int // of queue
+	queue     taskQueue
+	late      taskQueue // turns that have had their share
+	passed    int       // tasks run while late ones waited
 	idle      []chan struct{}
 	searching bool // a worker is on its way to the queue
 	stopped   bool
 }
 
-// idleWorkers is how many wait at most.
-const idleWorkers = 32
+const (
+	// idleWorkers is how many wait at most.
+	idleWorkers = 32
+	// latePart: one of so many tasks is a late one, if there are any.
+	latePart = 16
+)
+
+// A taskQueue is first in, first out.
+type taskQueue struct {
+	list []task
+	head int
+}
+
+func (q *taskQueue) len() int { return len(q.list) - q.head }
+
+func (q *taskQueue) push(tasks ...task) {
+	if q.head > 256 && 2*q.head > len(q.list) { // it is never empty under steady load
+		n := copy(q.list, q.list[q.head:])
+		clear(q.list[n:])
+		q.list, q.head = q.list[:n], 0
+	}
+	q.list = append(q.list, tasks...)
+}
+
+func (q *taskQueue) pop() task {
+	t := q.list[q.head]
+	q.list[q.head] = task{}
+	if q.head++; q.head == len(q.list) {
+		q.list, q.head = q.list[:0], 0
+	}
+	return t
+}
 
 // add queues tasks.
 func (e *engine) add(tasks ...task) {
-	if len(tasks) == 0 {
-		return
+	if len(tasks) > 0 {
+		e.addTo(&e.queue, tasks...)
 	}
+}
+
+// addLate queues a turn that has had its share.
+func (e *engine) addLate(c *WebSocket) { e.addTo(&e.late, task{c: c}) }
+
+func (e *engine) addTo(q *taskQueue, tasks ...task) {
 	e.mu.Lock()
-	if e.head > 256 && 2*e.head > len(e.queue) { // it is never empty under steady load
-		n := copy(e.queue, e.queue[e.head:])
-		clear(e.queue[n:])
-		e.queue, e.head = e.queue[:n], 0
-	}
-	e.queue = append(e.queue, tasks...)
+	q.push(tasks...)
 	idle, need := e.searchLocked()
 	e.mu.Unlock()
 	e.wake(idle, need)
@@ -65,7 +108,7 @@ func (e *engine) add(tasks ...task) {
 func (e *engine) busy() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.head < len(e.queue)
+	return e.queue.len()+e.late.len() > 0
 }
 
 // searchLocked has a worker come to the queue, unless one does already. It returns
@@ -98,8 +141,12 @@ func (e *engine) work() {
 	e.mu.Lock()
 	e.searching = false
 	for {
-		if e.head == len(e.queue) {
-			e.queue, e.head = e.queue[:0], 0
+		if e.queue.len() == 0 && e.late.len() > 0 {
+			e.mu.Unlock()
+			e.glance()
+			e.mu.Lock()
+		}
+		if e.queue.len()+e.late.len() == 0 {
 			if e.stopped || len(e.idle) >= idleWorkers {
 				e.mu.Unlock()
 				return
@@ -111,12 +158,10 @@ func (e *engine) work() {
 			e.searching = false
 			continue
 		}
-		t := e.queue[e.head]
-		e.queue[e.head] = task{}
-		e.head++
+		t := e.nextLocked()
 		var idle chan struct{}
 		need := false
-		if e.head < len(e.queue) {
+		if e.queue.len()+e.late.len() > 0 {
 			idle, need = e.searchLocked()
 		}
 		e.mu.Unlock()
@@ -125,6 +170,31 @@ func (e *engine) work() {
 		e.run(t, n%quickShare == 0)
 		e.mu.Lock()
 	}
+}
+
+// nextLocked takes the next task. There is one; mu is held.
+func (e *engine) nextLocked() task {
+	if e.late.len() > 0 {
+		if e.passed++; e.queue.len() == 0 || e.passed >= latePart {
+			e.passed = 0
+			return e.late.pop()
+		}
+	}
+	return e.queue.pop()
+}
+
+// glance is for a worker that has only late turns to run: it looks for events itself and
+// lets other goroutines run. With every processor busy the scheduler would look for
+// events every 10 ms only.
+func (e *engine) glance() {
+	if e.pmu.TryLock() {
+		e.collectLocked()
+		e.add(e.ready...)
+		clear(e.ready)
+		e.ready = e.ready[:0]
+		e.pmu.Unlock()
+	}
+	runtime.Gosched()
 }
 
 // stopWorkers ends the workers, those that have a task when it is done.
