@@ -458,10 +458,14 @@ func (c *WebSocket) wokenUp() (v verdict, ours bool) {
 func (c *WebSocket) drain() {
 	c.core.release()
 	c.read.off = 0
-	if s := c.sock(); s != nil {
+	s := c.sock()
+	if s != nil {
 		s.stay()
 	}
 	for {
+		if s != nil {
+			s.giveWay()
+		}
 		if c.in != nil {
 			c.in.b = c.in.b[:0]
 		}

@@ -44,6 +44,7 @@ func (c *WebSocket) awaitRoomLocked(*sock)                        {}
 func (c *WebSocket) stopWriterLocked(*sock)                       {}
 func (c *WebSocket) checkBlocked(uint32)                          {}
 func (*sock) stopAtGate()                                         {}
+func (*sock) giveWay()                                            {}
 func (c *WebSocket) wakePassed(*sock) bool                        { return false }
 func (c *WebSocket) tasksPassed(*sock) bool                       { return false }
 func (c *WebSocket) turnInline(*sock)                             {}
