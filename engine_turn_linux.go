@@ -12,7 +12,7 @@ import (
 
 // What a turn may do before others that wait have theirs.
 const (
-	shareReads  = 4   // blocks
+	shareReads  = 8   // blocks
 	shareFrames = 256 // of small messages, control frames and empty fragments
 )
 
