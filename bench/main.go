@@ -4,6 +4,7 @@
 //
 //	go run .              about ten minutes; writes RESULTS.md and results.svg
 //	go run . -full        everything, longer
+//	go run . -floods      what floods do to honest peers
 //	go run . -run '^(b125|pipe64)$' -servers peerws,gws
 //
 // It runs every server in a process of its own on one CPU, and drives them from
@@ -38,6 +39,9 @@ func main() {
 	out := flag.String("o", "", "write RESULTS.md and results.svg into this `directory`; unset: here if everything is measured, else nowhere")
 	list := flag.Bool("list", false, "list workloads and servers")
 	serve := flag.String("serve", "", "be the server of that `name` (for the command itself)")
+	flooding := flag.Bool("floods", false, "measure what floods do to honest peers, about two minutes")
+	flood := flag.String("flood", "", "flood the server on -port as that `name` says (for the command itself)")
+	port := flag.Int("port", 0, "with -flood")
 	var s setup
 	flag.BoolVar(&s.pack, "pack", false, "with -serve: compress messages, without context takeover")
 	flag.BoolVar(&s.broadcast, "broadcast", false, "with -serve: a message goes to everybody")
@@ -50,6 +54,16 @@ func main() {
 		os.Exit(2)
 	}
 	switch {
+	case *flood != "":
+		if err := attack(*flood, *port); err != nil {
+			log.Fatal(err)
+		}
+		return
+	case *flooding:
+		if err := runFloods(context.Background(), os.Stdout); err != nil {
+			log.Fatal(err)
+		}
+		return
 	case *serve != "":
 		if err := runServer(*serve, s, *cert, *key); err != nil {
 			log.Fatal(err)
