@@ -29,6 +29,9 @@ func millis(d time.Duration) uint32 {
 // before reports whether the clock's time a is before b.
 func before(a, b uint32) bool { return int32(a-b) < 0 }
 
+// ticks reports whether there is a clock for the times of set.
+func (set *settings) ticks() bool { return newClock(set, nil) != nil }
+
 // newClock returns a clock for the times of set, nil if all are off. It does not
 // run yet.
 func newClock(set *settings, round func(now uint32) (found bool)) *clock {

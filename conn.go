@@ -83,6 +83,7 @@ type WebSocket struct {
 	activity  atomic.Uint32 // counted by toggleWaiting
 	reader    atomic.Uint32 // who has the read side: readerOwns and its successors; and newHandler
 	keepalive keepalive     // owned by the clock
+	controls  atomic.Uint32 // control frames received since the clock's last round
 	slot      int32         // index in owner.sockets, guarded by owner.mu
 
 	// Read side: owned by whoever has the turn, the goroutine of run or a worker of the

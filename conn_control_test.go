@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -149,4 +150,47 @@ func TestNoAllocations_Ping(t *testing.T) {
 			waitDone(t, c)
 		})
 	}
+}
+
+// Nobody needs so many control frames: the peer is told 1008. What came before counts
+// anew with each round of the clock.
+func TestControlFlood(t *testing.T) {
+	pings := func(n int) string { return strings.Repeat("\x8a\x80\x00\x00\x00\x00", n) } // pongs need no answer
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := memnet.Pipe(0)
+		set := testSettings()
+		set.pingInterval = -1
+		c := accepted(set, ours, true)
+		c.OnMessage(func(*WebSocket, Message) {})
+		go c.run()
+		p := peer{t, theirs}
+		for range 3 {
+			p.send(pings(maxControls))
+			time.Sleep(2 * time.Second)
+		}
+		if c.ReadyState() != Open {
+			t.Fatal("ended too early")
+		}
+		p.send(pings(maxControls + 1))
+		p.want("Close frame", "\x88\x19\x03\xf0too many control frames")
+		theirs.Close()
+		if ev := waitDone2(c); ev.Initiator != InitiatorLimit || !errors.Is(ev, errControls) {
+			t.Errorf("%+v", ev)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // without a clock nothing is counted
+		ours, theirs := memnet.Pipe(0)
+		c := accepted(&settings{core: coreLimits{maxMessage: -1, maxFragments: -1}}, ours, true)
+		c.OnMessage(func(*WebSocket, Message) {})
+		go c.run()
+		p := peer{t, theirs}
+		for range 3 {
+			p.send(pings(maxControls))
+		}
+		p.send(maskedClose)
+		theirs.Close()
+		if ev := waitDone2(c); errors.Is(ev, errControls) {
+			t.Errorf("%+v", ev)
+		}
+	})
 }

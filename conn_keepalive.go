@@ -38,6 +38,12 @@ const pinged = 1 << 31
 func (c *WebSocket) toggleWaiting() { c.activity.Add(1) }
 func (c *WebSocket) noteWritten()   { c.activity.Add(2) }
 
+// maxControls is how many control frames a peer may send between two rounds of the
+// clock, a second at most. Nobody who means well sends a part of it.
+const maxControls = 16 << 10
+
+var errControls = &ProtocolError{StatusPolicyViolation, "too many control frames"}
+
 // checkTimes moves a socket's keepalive on at the clock's time now.
 func (c *WebSocket) checkTimes(now uint32) {
 	if c.activity.Load() == 0 { // its reader has not waited yet, or does not run
@@ -46,6 +52,9 @@ func (c *WebSocket) checkTimes(now uint32) {
 		c.mu.Unlock()
 	}
 	c.checkBlocked(now)
+	if c.controls.Load() > 0 {
+		c.controls.Store(0)
+	}
 	switch c.ReadyState() {
 	case Open:
 		c.checkGated()

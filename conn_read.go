@@ -184,13 +184,19 @@ func (c *WebSocket) handle(ev event) verdict {
 	case evChunk: // of a socket that is no longer open
 	case evLastChunk:
 		c.core.release()
-	case evPing:
+	case evPing, evPong:
+		if c.controls.Add(1) > maxControls && c.set.ticks() && c.ReadyState() == Open {
+			c.fail(errControls)
+			return vClosing
+		}
+		if ev.kind == evPong {
+			c.pongReceived(ev.data)
+			break
+		}
 		if c.read.ahead && c.answeredAhead() {
 			break
 		}
 		c.pong(ev.data)
-	case evPong:
-		c.pongReceived(ev.data)
 	case evClose:
 		c.peerClose(ev.code, string(ev.data))
 		return vClosing
