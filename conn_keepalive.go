@@ -40,7 +40,7 @@ func (c *WebSocket) noteWritten()   { c.activity.Add(2) }
 
 // maxControls is how many control frames a peer may send between two rounds of the
 // clock, a second at most. Nobody who means well sends a part of it.
-const maxControls = 16 << 10
+const maxControls = 128 << 10
 
 var errControls = &ProtocolError{StatusPolicyViolation, "too many control frames"}
 
