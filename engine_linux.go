@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,6 +76,7 @@ const (
 // listener or one of its sockets.
 type engine struct {
 	listener  syscall.RawConn
+	given     bool          // it is the program's
 	keepalive bool          // the system sends TCP keepalives
 	arrived   chan struct{} // a token: somebody waits to be accepted
 	acceptFn  func(fd uintptr)
@@ -256,6 +258,10 @@ func (t *table) put(fd int, s *sock) {
 	(*chunks)[fd>>8][fd&255].Store(s)
 }
 
+// listenerLook is how often a listener that the program has made is looked at: it may
+// have been closed.
+const listenerLook = 2 * time.Second
+
 // An acceptance is what accept4 has returned.
 type acceptance struct {
 	fd   int
@@ -290,8 +296,13 @@ func (e *engine) accept(closing <-chan struct{}) (net.Conn, error) {
 			return s, nil
 		case syscall.EINTR, syscall.ECONNABORTED:
 		case syscall.EAGAIN:
+			var look <-chan time.Time // nobody tells when the program closes its listener behind our back
+			if e.given {
+				look = time.After(listenerLook)
+			}
 			select {
 			case <-e.arrived:
+			case <-look:
 			case <-closing:
 				return nil, net.ErrClosed
 			}

@@ -484,3 +484,25 @@ func TestEngine_BlockedWrites(t *testing.T) {
 	}
 	k.conn.Close()
 }
+
+// A listener whose transport listener the program closes ends.
+func TestEngine_ListenerClosedBehind(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := ListenConfig{OnConnection: echoing}.Serve(ln)
+	if err != nil {
+		t.Fatal(err)
+	}
+	knock(t, l, upgrade).wantOpen()
+	ln.Close()
+	select {
+	case <-l.Done():
+	case <-time.After(5 * listenerLook):
+		t.Fatal("it goes on")
+	}
+	if !errors.Is(l.Err(), net.ErrClosed) {
+		t.Errorf("%v", l.Err())
+	}
+}

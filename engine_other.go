@@ -12,7 +12,7 @@ import (
 // Elsewhere than on Linux the runtime's poller waits for every socket, with a goroutine.
 
 type (
-	engine struct{}
+	engine struct{ given bool }
 	sock   struct {
 		net.Conn
 		engine *engine

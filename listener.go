@@ -141,7 +141,7 @@ func (c ListenConfig) Listen(ctx context.Context, port int, protocols ...string)
 	if err != nil {
 		return nil, fmt.Errorf("peerws: listen on port %d: %w", port, err)
 	}
-	l.start(ln, &c)
+	l.start(ln, &c, false)
 	return l, nil
 }
 
@@ -153,12 +153,12 @@ func (c ListenConfig) Serve(ln net.Listener, protocols ...string) (*WebSocketLis
 	if err != nil {
 		return nil, err
 	}
-	l.start(ln, &c)
+	l.start(ln, &c, true)
 	return l, nil
 }
 
-// start begins to accept on ln and to ask the gateway.
-func (l *WebSocketListener) start(ln net.Listener, c *ListenConfig) {
+// start begins to accept on ln, which the program may have given, and to ask the gateway.
+func (l *WebSocketListener) start(ln net.Listener, c *ListenConfig, given bool) {
 	l.ln = ln
 	if a, ok := ln.Addr().(*net.TCPAddr); ok {
 		l.port = a.Port
@@ -169,6 +169,9 @@ func (l *WebSocketListener) start(ln net.Listener, c *ListenConfig) {
 	}
 	if t, ok := ln.(*net.TCPListener); ok && !l.set.portable {
 		l.engine, _ = newEngine(t, l.set.pingInterval <= 0) // without one, the runtime's poller waits
+		if l.engine != nil {
+			l.engine.given = given
+		}
 	}
 	l.startMapping(c)
 	go l.acceptLoop()
