@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
-	"text/tabwriter"
 	"time"
 )
 
@@ -70,11 +69,15 @@ func attack(name string, port int) error {
 		return err
 	}
 	batch := bytes.Repeat(f.then, 64*kib/max(len(f.then), 1)+1)
+	var conns []net.Conn
 	for range floodConns {
 		c, _, err := enter(port, time.Minute)
 		if err != nil {
 			return err
 		}
+		conns = append(conns, c)
+	}
+	for _, c := range conns {
 		go io.Copy(io.Discard, c)
 		if len(f.then) == 0 {
 			continue
@@ -121,7 +124,7 @@ type floodResult struct {
 
 func (r floodResult) String() string {
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	return fmt.Sprintf("%.2f / %.2f\t%d of %d\t%d MB", ms(r.p50), ms(r.p99), r.newcomers, floodNewcomers, r.peak/1e6)
+	return fmt.Sprintf("%.2f / %.2f | %d of %d | %d MB", ms(r.p50), ms(r.p99), r.newcomers, floodNewcomers, r.peak/1e6)
 }
 
 // runFloods prints a line for each flood: peerws, and the plain TCP echo.
@@ -130,21 +133,20 @@ func runFloods(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "%d connections send\tpeerws: p50 / p99, ms\tnewcomers\tpeak\ttcp: p50 / p99, ms\tnewcomers\tpeak\n", floodConns)
+	fmt.Fprintf(out, "| %d connections send | peerws: p50 / p99, ms | newcomers | peak | tcp: p50 / p99, ms | newcomers | peak |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n", floodConns)
 	for _, f := range floods {
-		fmt.Fprint(t, f.title)
+		fmt.Fprintf(out, "| %s |", f.title)
 		for _, name := range []string{"peerws", baseline} {
 			i := slices.IndexFunc(contestants, func(c contestant) bool { return c.name == name })
 			r, err := runFlood(ctx, exe, f, &contestants[i])
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", f.title, name, err)
 			}
-			fmt.Fprintf(t, "\t%v", r)
+			fmt.Fprintf(out, " %v |", r)
 		}
-		fmt.Fprintln(t)
+		fmt.Fprintln(out)
 	}
-	return t.Flush()
+	return nil
 }
 
 func runFlood(ctx context.Context, exe string, f flood, c *contestant) (res floodResult, err error) {
