@@ -697,9 +697,7 @@ func TestCompression_Broadcast(t *testing.T) {
 
 // An echo of compressed messages allocates nothing.
 func TestNoAllocations_Compressed(t *testing.T) {
-	if raceMode {
-		t.Skip("the race detector allocates; the test command runs this without it too")
-	}
+	countsAllocations(t)
 	for _, size := range []int{1 << 10, 16 << 10} {
 		c, p := packedPair(t, CompressionNoContext, func(s *settings) { s.maxBuffered = -1 })
 		c.OnMessage(func(c *WebSocket, m Message) {

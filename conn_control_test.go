@@ -129,9 +129,7 @@ func TestPain04_PingFlood(t *testing.T) {
 }
 
 func TestNoAllocations_Ping(t *testing.T) {
-	if raceMode {
-		t.Skip("the race detector allocates; the test command runs this without it too")
-	}
+	countsAllocations(t)
 	for _, tr := range transports {
 		t.Run(tr.name, func(t *testing.T) {
 			ours, theirs, portable := tr.pair(t)

@@ -63,9 +63,7 @@ func (b *bareClient) exchange(t *testing.T, fd int, send, end []byte) {
 }
 
 func TestAllocations_Handshake(t *testing.T) {
-	if raceMode {
-		t.Skip("the race detector allocates; the test command runs this without it too")
-	}
+	countsAllocations(t)
 	l := listen(t, ListenConfig{OnConnection: func(c *WebSocket) { c.OnMessage(ignore) }})
 	b := &bareClient{addr: syscall.SockaddrInet4{Port: l.Port(), Addr: [4]byte{127, 0, 0, 1}}, request: []byte(bareHead)}
 	for range 100 {

@@ -286,9 +286,7 @@ func TestNextReader_ConstantMemory(t *testing.T) {
 }
 
 func TestNoAllocations_Read(t *testing.T) {
-	if raceMode {
-		t.Skip("the race detector allocates; the test command runs this without it too")
-	}
+	countsAllocations(t)
 	for _, tr := range transports {
 		for _, size := range []int{125, 16 << 10, 200 << 10, 1 << 20} {
 			t.Run(fmt.Sprintf("%s/%d", tr.name, size), func(t *testing.T) {

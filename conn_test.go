@@ -380,9 +380,7 @@ func TestEveryFault(t *testing.T) {
 
 // The promise of zero allocations: a message received and one sent back.
 func TestNoAllocations_Echo(t *testing.T) {
-	if raceMode {
-		t.Skip("the race detector allocates; the test command runs this without it too")
-	}
+	countsAllocations(t)
 	for _, tr := range transports {
 		for _, size := range []int{32, 125, 4 << 10, 16 << 10, 100 << 10, 1<<20 - 1024} {
 			t.Run(fmt.Sprintf("%s/%d", tr.name, size), func(t *testing.T) {

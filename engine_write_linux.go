@@ -16,14 +16,20 @@ func (c *WebSocket) awaitRoomLocked(s *sock) {
 		b.short = true
 		keepQueueShort(c.conn)
 	}
-	c.mu.Lock()
-	b.stall, b.looked = stall{}, c.clockNowLocked()
-	c.mu.Unlock()
+	c.restartStallLocked()
 	s.state.Or(sockBlocked) // before the socket is looked at
 	if err := s.watch(unix.EPOLLOUT); err != nil {
 		c.wroteLocked(s)
 		c.writeFailedLocked(err)
 	}
+}
+
+// restartStallLocked notes that the peer has all of WriteTimeout from now on. wmu is held.
+func (c *WebSocket) restartStallLocked() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := c.writer.backlog
+	b.stall, b.looked = stall{}, c.clockNowLocked()
 }
 
 // wroteLocked is the end of waiting for room. wmu is held.
@@ -83,9 +89,7 @@ func (c *WebSocket) writeMoreLocked(s *sock) {
 		if !w.out.empty() { // an empty queue tells nothing of the peer
 			c.noteWritten()
 		}
-		c.mu.Lock()
-		w.backlog.stall, w.backlog.looked = stall{}, c.clockNowLocked()
-		c.mu.Unlock()
+		c.restartStallLocked()
 		c.roomLocked()
 	}
 	c.roomLocked()

@@ -63,3 +63,11 @@ func leakedGoroutines(patience time.Duration) string {
 		}
 	}
 }
+
+// countsAllocations skips a test with the race detector, which allocates.
+func countsAllocations(t testing.TB) {
+	t.Helper()
+	if raceMode {
+		t.Skip("the race detector allocates; the test command runs this without it too")
+	}
+}
