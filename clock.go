@@ -37,7 +37,7 @@ func (set *settings) ticks() bool { return newClock(set, nil) != nil }
 func newClock(set *settings, round func(now uint32) (found bool)) *clock {
 	tick := time.Duration(0)
 	for _, t := range []struct{ d, part time.Duration }{
-		{set.pingInterval, 8}, {set.pongTimeout, 8}, {set.closeTimeout, 4}, {set.handshakeTimeout, 8}, {set.writeTimeout, 8},
+		{set.pingInterval, 8}, {set.pongTimeout, 8}, {set.closeTimeout, 4}, {set.handshakeTimeout, 8}, {set.writeTimeout, 8}, {set.firstMessage, 8},
 	} {
 		if t.d > 0 && (tick == 0 || t.d/t.part < tick) {
 			tick = max(t.d/t.part, 1)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -93,18 +94,31 @@ type ListenConfig struct {
 	// names need not be listed.
 	AllowedHosts []string
 
-	HandshakeTimeout    time.Duration // for the whole opening handshake, TLS included; 0: 10 s
-	MaxHeaderBytes      int           // of a request head; 0 and less: 8 KiB, at least 512; there is always a limit
-	MaxHandshakes       int           // opening handshakes at a time; more wait, up to 16 for each, and who says nothing then gives way, of the busiest address first; 0: 128
-	MaxConnections      int           // sockets at a time, and connections of HTTP; 0: 1024
-	MaxConnectionsPerIP int           // transports at a time from one IPv4 address or IPv6 /64; 0: 64, loopback not counted
-	MaxMessageSize      int64         // bytes over all fragments of a message; 0: 1 MiB
-	MaxFragments        int           // of a message, and one more for every 512 bytes of it; 0: 1024, or off with MaxMessageSize
-	MaxBufferedAmount   int           // payload bytes queued on one socket; 0: 1 MiB
-	WriteTimeout        time.Duration // without the peer taking anything, of the kernel's queue neither (Linux); 0: 30 s
-	PingInterval        time.Duration // silence of the peer before it is pinged, more or less; 0: 25 s
-	PongTimeout         time.Duration // silence after a ping, the peer taking nothing either (Linux), before it is given up; 0: 20 s
-	CloseTimeout        time.Duration // of the closing handshake, anew while the peer takes what lies before our Close frame (Linux) or, 16 times at most, sends; 0: 5 s
+	HandshakeTimeout       time.Duration // for the whole opening handshake, TLS included; 0: 10 s
+	MaxHeaderBytes         int           // of a request head; 0 and less: 8 KiB, at least 512; there is always a limit
+	MaxHandshakes          int           // opening handshakes at a time; more wait, up to 16 for each, and who says nothing then gives way, of the busiest address first; 0: 128
+	MaxConnections         int           // sockets at a time, and connections of HTTP; 0: 1024
+	MaxConnectionsPerIP    int           // transports at a time from one IPv4 address or IPv6 /64; 0: 64, loopback not counted
+	MaxConnectionRatePerIP int           // transports a second from one such address on average, eight seconds' worth at once; 0: 32, loopback not counted
+	MaxHeldBytes           int64         // bytes held for all peers together: of messages that have not come whole, or are being worked on, and of queues; beyond it who holds the most is ended; 0: 512 MiB, at least what four peers may hold
+	MaxMessageSize         int64         // bytes over all fragments of a message; 0: 1 MiB
+	MaxFragments           int           // of a message, and one more for every 512 bytes of it; 0: 1024, or off with MaxMessageSize
+	MaxBufferedAmount      int           // payload bytes queued on one socket, with an eighth more and 4 KiB for their headers; 0: 1 MiB
+	WriteTimeout           time.Duration // without the peer taking anything, of the kernel's queue neither (Linux); 0: 30 s
+	PingInterval           time.Duration // silence of the peer before it is pinged, more or less; 0: 25 s
+	PongTimeout            time.Duration // silence after a ping, the peer taking nothing either (Linux), before it is given up; 0: 20 s
+	FirstMessageTimeout    time.Duration // from the opening of a socket until its first message has come; 0: off
+	CloseTimeout           time.Duration // of the closing handshake, anew while the peer takes what lies before our Close frame (Linux) or, 16 times at most, sends; 0: 5 s
+
+	// TrustedProxies are the addresses of reverse proxies, of which every peer seems to
+	// come else, and share their limits. They are asked whom they speak for: in the
+	// PROXY protocol before the request, versions 1 and 2, or in Forwarded (RFC 7239)
+	// or X-Forwarded-For. RemoteAddr and the limits of an address then mean the peer. List
+	// no address from which anybody else can connect: the whole of it is believed.
+	TrustedProxies []netip.Prefix
+
+	// Trace is told what happens to peers. nil costs nothing.
+	Trace *Trace
 
 	// Compression is permessage-deflate (RFC 7692). The zero value is off.
 	Compression Compression
@@ -112,7 +126,8 @@ type ListenConfig struct {
 	// Logger gets what happens: at Info also the requests that are refused, one a
 	// second at most; at Warn each web page that is refused, once, with the option
 	// that would let it in; at Debug the opening of every connection, and its end with
-	// the cause. nil: silent.
+	// the cause. What strangers can cause without a connection is told once a second
+	// at most, with how many others there were. nil: silent.
 	Logger *slog.Logger
 
 	portable bool     // test seam: never take the raw path
@@ -146,6 +161,11 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 	limits := coreLimits{
 		maxMessage:   orDefault(c.MaxMessageSize, defaultMaxMessageSize),
 		maxFragments: fragmentLimit(c.MaxFragments, c.MaxMessageSize),
+	}
+	for _, p := range c.TrustedProxies {
+		if !p.IsValid() {
+			return nil, &SyntaxError{"trusted proxy", p.String(), "must be a prefix such as 10.0.0.1/32"}
+		}
 	}
 	compress, err := c.Compression.prepare(limits)
 	if err != nil {
@@ -182,6 +202,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 			closeTimeout:     orOff(c.CloseTimeout, defaultCloseTimeout),
 			pingInterval:     orOff(c.PingInterval, defaultPingInterval),
 			pongTimeout:      orOff(c.PongTimeout, defaultPongTimeout),
+			firstMessage:     max(c.FirstMessageTimeout, 0),
 			portable:         c.portable,
 			sys:              c.sys,
 		},
@@ -194,6 +215,9 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		maxConns:     orDefault(c.MaxConnections, defaultMaxConnections),
 		maxPerIP:     orDefault(c.MaxConnectionsPerIP, defaultMaxConnectionsPerIP),
 		loopback:     c.MaxConnectionsPerIP > 0,
+		loopbackRate: c.MaxConnectionRatePerIP > 0,
+		proxies:      slices.Clone(c.TrustedProxies),
+		trace:        c.Trace,
 		log:          c.Logger,
 		lingers:      semaphore.NewWeighted(maxLingers),
 		ready:        make(chan struct{}),
@@ -206,6 +230,10 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		loopDial:     c.loopDial,
 		perIP:        make(map[ipKey]int),
 	}
+	if rate := orDefault(c.MaxConnectionRatePerIP, defaultMaxConnectionRatePerIP); rate > 0 {
+		l.rate.every = time.Second / time.Duration(rate)
+	}
+	l.maxHeld = heldLimit(c.MaxHeldBytes, limits.maxMessage, l.set.maxBuffered)
 	l.clock = newClock(l.set, l.checkTimes)
 	l.maxHandshakes = max(orDefault(c.MaxHandshakes, defaultMaxHandshakes), 0)
 	var header bytes.Buffer
@@ -227,6 +255,7 @@ type settings struct {
 	writeTimeout     time.Duration // without progress; 0: none
 	pingInterval     time.Duration // of silence before a ping; 0: none
 	pongTimeout      time.Duration // of silence after a ping; 0: none
+	firstMessage     time.Duration // from the opening to the first message; 0: none
 	closeTimeout     time.Duration // from our Close frame leaving to the end; 0: none
 
 	// Seams of our tests.
@@ -253,9 +282,24 @@ const (
 	defaultMaxConnectionsPerIP = 64
 	defaultMaxHandshakes       = 128
 
+	defaultMaxConnectionRatePerIP = 32
+	defaultMaxHeldBytes           = 512 << 20
+
 	minHeaderBytes = 512 // a smaller MaxHeaderBytes would refuse what every browser sends
 	maxLingers     = 16  // refused peers at a time that are read on, so that they get their answer
 )
+
+// heldLimit resolves MaxHeldBytes. Its default leaves room for a few peers that go to
+// their own limits. Negative is none.
+func heldLimit(n, message int64, buffered int) int64 {
+	if n != 0 {
+		return n
+	}
+	if message < 0 || message > maxInt/16 || buffered < 0 { // a peer has no limit of its own
+		return defaultMaxHeldBytes
+	}
+	return max(defaultMaxHeldBytes, 4*(message+int64(buffered)))
+}
 
 // headLimit resolves MaxHeaderBytes. There is always a limit.
 func headLimit(n int) int {

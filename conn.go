@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -81,9 +82,11 @@ type WebSocket struct {
 
 	state     atomic.Uint32 // a lifeState, moved by setState only
 	activity  atomic.Uint32 // counted by toggleWaiting
-	reader    atomic.Uint32 // who has the read side: readerOwns and its successors; and newHandler
+	reader    atomic.Uint64 // who has the read side: readerOwns and its successors; newHandler; and messages received
+	received  atomic.Uint64 // bytes
 	keepalive keepalive     // owned by the clock
 	controls  atomic.Uint32 // control frames received since the clock's last round
+	born      uint32        // the clock's time when it was opened; immutable
 	slot      int32         // index in owner.sockets, guarded by owner.mu
 
 	// Read side: owned by whoever has the turn, the goroutine of run or a worker of the
@@ -99,6 +102,7 @@ type WebSocket struct {
 		headHeld bool     // the opening request's headers are still held
 		corked   bool     // the write side collects
 		ahead    bool     // there is a rare.ahead
+		holding  bool     // rare.held is not 0
 
 		protocol int16 // number of the subprotocol in owner.protocols, from 1, or 0; immutable, here is room
 		err      error
@@ -122,6 +126,7 @@ type life struct {
 	closing closing
 	style   style
 	stage   stage
+	proxied bool // there is a rare.remote; immutable
 }
 
 // rare is the part of life that most sockets never need. Guarded by mu.
@@ -145,6 +150,9 @@ type rare struct {
 	woken     bool               // by wakeLocked
 	strays    int                // time-outs that were none of ours
 	pingSaw   traffic            // before a ping was sent, or later; zero: not looked
+	held      int                // bytes that the read side has told noteHeld
+	slow      slowness           // of the callback that runs
+	remote    netip.AddrPort     // what a proxy has said of the peer; immutable
 	returned  chan struct{}      // closed when OnConnection has returned, while the stage is stageHeld
 	ending
 }
@@ -183,6 +191,7 @@ func (c *WebSocket) open(conn net.Conn, client bool, early *buffer) {
 		c.core.limits = &c.set.core
 	}
 	c.in = early
+	c.received.Store(uint64(early.len()))
 	if !c.set.portable {
 		c.raw = rawConn(conn)
 	}
@@ -194,6 +203,7 @@ func (c *WebSocket) open(conn net.Conn, client bool, early *buffer) {
 	if c.owner == nil {
 		c.startClockLocked()
 	}
+	c.born = c.clockNowLocked()
 	c.setState(isOpen)
 }
 
@@ -411,7 +421,26 @@ func (c *WebSocket) RemoteAddr() net.Addr {
 	if c.ReadyState() == Connecting || c.conn == nil {
 		return nil
 	}
+	return c.remoteAddr()
+}
+
+// remoteAddr is RemoteAddr of a socket that has its transport.
+func (c *WebSocket) remoteAddr() net.Addr {
+	if c.life.proxied {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return net.TCPAddrFromAddrPort(c.life.rare.remote)
+	}
 	return c.conn.RemoteAddr()
+}
+
+// setRemote has RemoteAddr tell what a proxy has said, if that is valid. Nobody else
+// knows c yet.
+func (c *WebSocket) setRemote(a netip.AddrPort) {
+	if a.IsValid() {
+		c.makeRareLocked().remote = a
+		c.life.proxied = true
+	}
 }
 
 // Request returns the opening request, never nil. On the dialled side it is the

@@ -96,6 +96,7 @@ func (c *WebSocket) readAhead() {
 		b := a.buf.grow(aheadMost)
 		n, err := c.readNow(b.b[have:aheadMost])
 		b.extend(n)
+		c.received.Add(uint64(n))
 		if a.buf, a.err = b, err; b.len() == 0 {
 			b.free()
 			a.buf = nil

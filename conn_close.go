@@ -433,6 +433,7 @@ func (c *WebSocket) finish(v verdict) {
 	transportOf(c.conn).Close() // TLS has said its goodbye above, or has none to say
 
 	c.core.release()
+	c.noteHeld()
 	c.in.free()
 	c.in = nil
 	c.dropAhead()
@@ -440,6 +441,7 @@ func (c *WebSocket) finish(v verdict) {
 	c.writer.out.free()
 	c.writer.out = nil
 	c.writer.dropHeldLocked()
+	c.noteQueuedLocked()
 	c.roomLocked()
 	c.wmu.Unlock()
 	c.end()
@@ -498,8 +500,11 @@ func (c *WebSocket) end() {
 	}
 	c.mu.Unlock()
 	clock.stop()
-	if c.owner != nil {
-		c.owner.logClosed(c, ev)
+	if l := c.owner; l != nil {
+		l.logClosed(c, ev)
+		if l.trace != nil && l.trace.Closed != nil {
+			l.trace.Closed(c, ev)
+		}
 	}
 	if onError != nil && ev.Err != nil {
 		onError(c, ev.Err)

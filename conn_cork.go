@@ -27,6 +27,7 @@ func (c *WebSocket) corkLocked(op opcode, p []byte) bool {
 		return false
 	}
 	w.buffered += len(p)
+	w.messages++
 	f := w.cork
 	if len(p) >= 126 {
 		f.b = appendData(f.b, header{fin: true, op: op}, p)

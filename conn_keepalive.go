@@ -57,12 +57,27 @@ func (c *WebSocket) checkTimes(now uint32) {
 	}
 	switch c.ReadyState() {
 	case Open:
+		c.checkFirst(now)
+		c.checkSlow(now)
 		c.checkGated()
 		if !c.checkAway(now) && c.set.pingInterval > 0 {
 			c.checkKeepalive(now)
 		}
 	case Closing:
 		c.checkClosing(now)
+	}
+}
+
+var errFirstMessage = errors.New("no message came within FirstMessageTimeout")
+
+// checkFirst ends a socket that has no use for us.
+func (c *WebSocket) checkFirst(now uint32) {
+	d := c.set.firstMessage
+	if d <= 0 || c.reader.Load() >= oneMessage || now-c.born < millis(d) {
+		return
+	}
+	if c.activity.Load()&1 != 0 { // else a message may be at hand, or the program is busy
+		c.startClose(InitiatorTimeout, errFirstMessage, StatusPolicyViolation, "no message has come")
 	}
 }
 

@@ -175,6 +175,7 @@ func (m *messageWriter) Close() error {
 	}
 	if w.out != nil {
 		w.buffered += len(p)
+		w.messages++
 		w.out.enqueue(h, p)
 	} else if err := c.sendLocked(h, p); err != nil {
 		m.err = err

@@ -12,6 +12,7 @@ import (
 type outbox struct {
 	chunks []*buffer
 	off    int // bytes of chunks[0] that are written
+	size   int // bytes of chunks that are not
 
 	// The frame the kernel has a part of: what is missing of its header and
 	// payload. Both 0 at a frame boundary.
@@ -56,7 +57,9 @@ func (o *outbox) enqueueFrames(f frames) {
 // enqueueFrame queues a frame.
 func (o *outbox) enqueueFrame(h header, p []byte) {
 	f := o.chunk(maxHeaderSize, maxHeaderSize+len(p))
+	o.size -= len(f.b)
 	f.b = appendHeader(f.b, h)
+	o.size += len(f.b) + len(p)
 	for at := 0; at < len(p); {
 		f := o.chunk(1, len(p)-at)
 		k := min(len(p)-at, cap(f.b)-len(f.b))
@@ -71,6 +74,7 @@ func (o *outbox) enqueueFrame(h header, p []byte) {
 // push queues wire bytes as they are, split over chunks where they must be, but not
 // within a header that they begin with.
 func (o *outbox) push(p []byte) {
+	o.size += len(p)
 	for least := min(len(p), maxHeaderSize); len(p) > 0; least = 1 {
 		f := o.chunk(least, len(p))
 		k := min(len(p), cap(f.b)-len(f.b))
@@ -96,6 +100,7 @@ func (o *outbox) chunk(least, want int) *buffer {
 // only.
 func (o *outbox) join(p *outbox) {
 	o.chunks = append(o.chunks, p.chunks...)
+	o.size += p.size
 	p.chunks = p.chunks[:0]
 	p.free()
 }
@@ -160,6 +165,14 @@ func (o *outbox) wire(vec *vector, client bool) (n int) {
 	return n
 }
 
+// waiting is how many bytes of data frames are to be written.
+func (o *outbox) waiting() int {
+	if o == nil {
+		return 0
+	}
+	return o.size
+}
+
 // empty reports whether everything has been written.
 func (o *outbox) empty() bool {
 	return o.lane == nil && !o.urgent() && (len(o.chunks) == 0 || len(o.chunks) == 1 && o.off == o.chunks[0].len())
@@ -176,6 +189,7 @@ func (o *outbox) wrote(n int) (payload int) {
 		}
 		return 0
 	}
+	o.size -= n
 	done := 0
 	for n > 0 {
 		f := o.chunks[done]

@@ -117,6 +117,7 @@ func (c *WebSocket) sendPacked(p *PreparedMessage, d *deflate) error {
 // is held, cork and queue are empty; raw path.
 func (c *WebSocket) writeWireLocked(wire []byte, n int) {
 	c.writer.buffered += n
+	c.writer.messages++
 	op := newWrite()
 	op.one = wire
 	c.writeNowLocked(op)

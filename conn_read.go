@@ -230,7 +230,10 @@ func (c *WebSocket) deliver(f func(*WebSocket, Message), op opcode, data []byte)
 		end := int(c.read.off)
 		c.noteReceived(c.in.b[max(end-len(data)-maxHeaderSize, 0):end], min(end-len(data), maxHeaderSize))
 	}
-	c.goAway()
+	if c.core.part != nil {
+		c.noteHeld() // for as long as the callback takes
+	}
+	c.goAwayWith()
 	f(c, Message{Type: MessageType(op), Data: data})
 	c.comeBack()
 	if lent {
@@ -249,6 +252,9 @@ func (c *WebSocket) fill() verdict {
 		if v, ok := c.takeAhead(); ok {
 			return v
 		}
+	}
+	if c.read.holding || c.core.part != nil {
+		c.noteHeld()
 	}
 	var n int
 	var err error
@@ -273,6 +279,7 @@ func (c *WebSocket) fill() verdict {
 		c.read.n = 0
 	}
 	if n > 0 {
+		c.received.Add(uint64(n))
 		if c.read.into != intoMessage {
 			c.in.extend(n)
 			return vMore

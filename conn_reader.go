@@ -43,6 +43,7 @@ func (c *WebSocket) Read(ctx context.Context) (Message, error) {
 		if c.read.headHeld {
 			c.dropHead()
 		}
+		c.noteTaken()
 		m := Message{Type: MessageType(ev.op), Data: c.core.claim(ev.data)}
 		c.core.release()
 		c.giveBack(k, false)
@@ -133,6 +134,7 @@ func (c *WebSocket) NextReader(ctx context.Context) (MessageType, io.Reader, err
 		if c.read.headHeld {
 			c.dropHead()
 		}
+		c.noteTaken()
 		s := k.stream
 		*s = stream{c: c, ctx: ctx, open: true, chunk: ev.data, last: ev.kind != evChunk}
 		if ev.kind != evMessage && c.core.part.packed {

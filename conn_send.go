@@ -178,17 +178,26 @@ func (c *WebSocket) holdLocked(h header, p []byte) error {
 		w.held = newOutbox()
 	}
 	c.writer.buffered += len(p)
+	c.writer.messages++
 	w.heldSize += len(p)
 	w.held.enqueue(h, p)
+	c.noteQueuedLocked()
 	return nil
 }
+
+// What the headers of queued frames may need beside MaxBufferedAmount: a part of it, and
+// some more. Small messages, and empty ones, are limited by that.
+const headersShare, headersMore = 8, 4 << 10
 
 // fullLocked reports whether n bytes more would be too many for the queue. An empty
 // one takes any message. wmu is held.
 func (c *WebSocket) fullLocked(n int) bool {
 	w := &c.writer
-	most := c.set.maxBuffered
-	return most >= 0 && (w.out != nil || w.heldLocked() != nil) && w.buffered+n > most
+	most, held := c.set.maxBuffered, w.heldLocked()
+	if most < 0 || w.out == nil && held == nil {
+		return false
+	}
+	return w.buffered+n > most || w.out.waiting()+held.waiting() > most+most/headersShare+headersMore
 }
 
 // sendLocked sends what h describes, which is next in order. wmu is held.
@@ -208,6 +217,7 @@ func (c *WebSocket) sendLocked(h header, p []byte) error {
 		}
 		w.buffered += len(p)
 		w.out.enqueue(h, p)
+		c.noteQueuedLocked()
 	case w.mode == writeCorked && small && size <= c.corkMax():
 		if w.cork == nil {
 			w.cork = newBlock()
@@ -228,6 +238,9 @@ func (c *WebSocket) sendLocked(h header, p []byte) error {
 	default:
 		w.buffered += len(p)
 		c.writeLargeLocked(h, p)
+	}
+	if h.fin {
+		w.messages++
 	}
 	return nil
 }

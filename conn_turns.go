@@ -15,7 +15,7 @@ import (
 const (
 	// readerOwns: the reader works on it or waits for bytes. Next:
 	// readerAway, readerGated.
-	readerOwns uint32 = iota
+	readerOwns uint64 = iota
 	// readerAway: it runs a callback. Next: readerOwns, readerWatched.
 	readerAway
 	// readerWatched: the clock has the side for a moment, to read ahead. Next:
@@ -33,16 +33,18 @@ const (
 	// readerOwns.
 	readerFills
 
-	readerMask uint32 = 7
-	newHandler uint32 = 8 // beside them: rare.handler is to replace handler
+	readerMask uint64 = 7
+	newHandler uint64 = 8 // beside them: rare.handler is to replace handler
+
+	oneMessage uint64 = 16 // the bits from here on count the messages that were handed over
 )
 
 // readSide tells who has the read side.
-func (c *WebSocket) readSide() uint32 { return c.reader.Load() & readerMask }
+func (c *WebSocket) readSide() uint64 { return c.reader.Load() & readerMask }
 
 // setReadSideLocked moves the read side to s. mu is held, and the side was the
 // caller's to give, or the gate's.
-func (c *WebSocket) setReadSideLocked(s uint32) {
+func (c *WebSocket) setReadSideLocked(s uint64) {
 	for {
 		old := c.reader.Load()
 		if c.reader.CompareAndSwap(old, old&^readerMask|s) {
@@ -51,18 +53,13 @@ func (c *WebSocket) setReadSideLocked(s uint32) {
 	}
 }
 
-// goAway and comeBack enclose a callback on the reader's goroutine.
-func (c *WebSocket) goAway() { c.reader.Add(readerAway - readerOwns) }
+// goAway and comeBack enclose a callback on the reader's goroutine. goAwayWith counts a
+// message, too.
+func (c *WebSocket) goAway()     { c.reader.Add(readerAway - readerOwns) }
+func (c *WebSocket) goAwayWith() { c.reader.Add(readerAway - readerOwns + oneMessage) }
 
+// comeBack waits for the clock, which waits for nothing.
 func (c *WebSocket) comeBack() {
-	if !c.reader.CompareAndSwap(readerAway, readerOwns) {
-		c.awaitWatch()
-	}
-}
-
-// awaitWatch is comeBack beside newHandler, and waits for the clock, which waits for
-// nothing.
-func (c *WebSocket) awaitWatch() {
 	for {
 		v := c.reader.Load()
 		if v&readerMask == readerAway && c.reader.CompareAndSwap(v, v-readerAway+readerOwns) {
@@ -79,6 +76,9 @@ func (c *WebSocket) seizeReader() bool {
 }
 
 func (c *WebSocket) releaseReader() { c.reader.Add(^(readerWatched - readerAway) + 1) }
+
+// noteTaken counts a message that a Read takes, or begins to.
+func (c *WebSocket) noteTaken() { c.reader.Add(oneMessage) }
 
 // step looks for a message, or a piece of one, in what has been received. None
 // means that more must come first. The read side is borrowed.

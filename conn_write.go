@@ -29,6 +29,8 @@ type writer struct {
 	running  bool     // the writer goroutine exists, or the engine waits for room
 	streamed bool     // a NextWriter's message is under way: other messages wait in held
 	buffered int      // payload bytes not taken by the kernel
+	messages uint64   // sent, or queued
+	sent     uint64   // bytes that the kernel has taken
 	cork     *buffer  // collected whole frames, nil if none
 	out      *outbox  // queued bytes, nil if none
 	backlog  *backlog // nil until needed
@@ -56,6 +58,7 @@ type backlog struct {
 	watchdog *time.Timer   // of the cork
 	received received      // the large message that a callback has now
 	short    bool          // keepQueueShort has been called
+	queued   int           // what noteQueuedLocked has told last
 	stall    stall         // of the engine's wait for room
 	looked   uint32        // the clock's time when that was new, or looked at last
 }
@@ -163,6 +166,7 @@ func (c *WebSocket) writeNowLocked(op *write) {
 	if c.raw != nil {
 		n = c.writeOnce(op)
 	}
+	c.writer.sent += uint64(n)
 	switch {
 	case n == len(op.one):
 		c.writer.buffered = c.writer.settledLocked()
@@ -208,6 +212,7 @@ func (c *WebSocket) writeLargeLocked(h header, p []byte) {
 		}
 		clear(op.vec[n:])
 		took := c.writeOnce(op)
+		w.sent += uint64(took)
 		if op.err != nil {
 			c.writeFailedLocked(op.err)
 			return
@@ -215,6 +220,7 @@ func (c *WebSocket) writeLargeLocked(h header, p []byte) {
 		if took < total {
 			c.queueRestLocked(op, took)
 			w.out.enqueueFrames(f)
+			c.noteQueuedLocked()
 			return
 		}
 		cork.free()
@@ -237,7 +243,14 @@ func (c *WebSocket) queueRestLocked(op *write, n int) {
 		n -= k
 		w.out.push(b[k:])
 	}
+	c.noteQueuedLocked()
 	c.startWriterLocked()
+}
+
+// tookLocked accounts for n bytes of the queue that the kernel has taken. wmu is held.
+func (w *writer) tookLocked(n int) {
+	w.sent += uint64(n)
+	w.buffered -= w.out.wrote(n)
 }
 
 // writeQueuedLocked writes what it can of a fresh outbox without waiting, and leaves
@@ -261,8 +274,9 @@ func (c *WebSocket) writeQueuedLocked() {
 		if n == 0 {
 			break
 		}
-		w.buffered -= w.out.wrote(n)
+		w.tookLocked(n)
 	}
+	c.noteQueuedLocked()
 	c.startWriterLocked()
 }
 
@@ -337,7 +351,8 @@ func (c *WebSocket) writeLoop() {
 			return
 		}
 		if n > 0 {
-			w.buffered -= w.out.wrote(n)
+			w.tookLocked(n)
+			c.noteQueuedLocked()
 			if !w.out.empty() { // an empty queue tells nothing of the peer
 				c.noteWritten()
 			}
@@ -408,6 +423,7 @@ func (c *WebSocket) writeFailedLocked(err error) {
 	w.out.free()
 	w.out = nil
 	w.dropHeldLocked()
+	c.noteQueuedLocked()
 	c.roomLocked()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -85,7 +85,8 @@ func (c *WebSocket) writeMoreLocked(s *sock) {
 		if n == 0 { // an event tells when there is room
 			return
 		}
-		w.buffered -= w.out.wrote(n)
+		w.tookLocked(n)
+		c.noteQueuedLocked()
 		if !w.out.empty() { // an empty queue tells nothing of the peer
 			c.noteWritten()
 		}

@@ -56,6 +56,9 @@ const (
 	InitiatorTimeout                  // the peer took too long: WriteTimeout, CloseTimeout, HandshakeTimeout
 )
 
+// MarshalText is String.
+func (i Initiator) MarshalText() ([]byte, error) { return []byte(i.String()), nil }
+
 func (i Initiator) String() string {
 	switch i {
 	case InitiatorLocal:
@@ -132,10 +135,13 @@ type LimitError struct {
 	Option string     // the field's name
 	Limit  int64      // its value
 	Size   int64      // the message's size as far as it was announced, in the option's unit; 0 if unknown
-	Code   StatusCode // what our Close frame told the peer
+	Code   StatusCode // what our Close frame told the peer, 0 if there was none
 }
 
 func (e *LimitError) Error() string {
+	if e.Option == "MaxHeldBytes" {
+		return "of all peers this one holds the most, " + strconv.FormatInt(e.Size, 10) + " bytes, and together they are over the limit " + e.Option + " of " + strconv.FormatInt(e.Limit, 10)
+	}
 	size, unit := "", " bytes"
 	if e.Option == "MaxFragments" {
 		unit = " fragments"

@@ -36,9 +36,10 @@ var (
 	errOriginHost   = &refusal{403, nil, "Pages of %s may not connect to %s unless AllowedHosts lists that name."}
 	errProtocols    = &refusal{400, nil, "The request's Sec-WebSocket-Protocol is malformed."}
 	errNoProtocol   = &refusal{400, nil, "None of the offered subprotocols is spoken here."}
-	errFull         = &refusal{503, nil, "This peer has no room for another connection."}
-	errSilent       = &refusal{503, nil, "There are too many others who wait, and no request has come."}
-	errCrowd        = &refusal{503, nil, "There are too many connections from your address."}
+	errFull         = &refusal{503, nil, "This peer has no room for another connection (MaxConnections)."}
+	errSilent       = &refusal{503, nil, "There are too many others who wait, and no request has come (MaxHandshakes)."}
+	errCrowd        = &refusal{503, nil, "There are too many connections from your address (MaxConnectionsPerIP)."}
+	errRate         = &refusal{503, http.Header{"Retry-After": {"8"}}, "There are too many new connections from your address (MaxConnectionRatePerIP)."}
 	errClosing      = &refusal{503, nil, "This peer is going away."}
 )
 

@@ -302,7 +302,7 @@ func TestSubprotocols_Fast(t *testing.T) {
 func TestRefusal_Rendering(t *testing.T) {
 	const end = "Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nContent-Length: "
 	for r, want := range map[*refusal]string{
-		errFull:    "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n" + end + "46\r\n\r\nThis peer has no room for another connection.\n",
+		errFull:    "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n" + end + "63\r\n\r\nThis peer has no room for another connection (MaxConnections).\n",
 		errMethod:  "HTTP/1.1 405 Method Not Allowed\r\nConnection: close\r\nAllow: GET\r\n" + end + "32\r\n\r\nA WebSocket is opened with GET.\n",
 		errVersion: "HTTP/1.1 426 Upgrade Required\r\nConnection: close\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n" + end + "39\r\n\r\nThis port speaks WebSocket version 13.\n",
 	} {

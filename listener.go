@@ -10,9 +10,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -66,8 +68,12 @@ type WebSocketListener struct {
 	maxHead       int
 	maxConns      int
 	maxPerIP      int
-	maxHandshakes int  // in flight; 0: no limit
-	loopback      bool // loopback counts for maxPerIP
+	maxHandshakes int   // in flight; 0: no limit
+	loopback      bool  // loopback counts for maxPerIP
+	loopbackRate  bool  // and for rate
+	maxHeld       int64 // 0 and less: no limit
+	proxies       []netip.Prefix
+	trace         *Trace // nil: nobody
 	log           *slog.Logger
 	lingers       *semaphore.Weighted
 	web           *webServer   // nil without ListenConfig.HTTP
@@ -91,23 +97,23 @@ type WebSocketListener struct {
 	lastURL      string       // of the last request, shared by sockets
 	reserved     int          // sockets and those about to be
 	perIP        map[ipKey]int
+	rate         rateLimit
 	err          error
-	stats        ListenerStats
+	stats        ListenerStats // of sockets only those that are gone
+	refusedFor   map[RefusalReason]int64
+	closed       map[closedHow]int64
 	goodbye      goodbye // for sockets that nobody has taken when state is ListenerClosed
 
-	refusalLogged    time.Time // when logRefusal has made its last record
-	refusalsUnlogged int       // since then
-	originsTold      []string  // what was said of pages that were refused
+	refusals    sparing  // records of requests that are refused
+	failures    sparing  // of opening handshakes that fail
+	mistakes    sparing  // of answers of the program's that cannot be sent
+	originsTold []string // what was said of pages that were refused
+
+	held     atomic.Int64 // bytes held for peers, as far as their sockets have told
+	shedding atomic.Bool  // shed runs
 
 	clock *clock // keepalive of all sockets, nil if off
 	addrs addressBook
-}
-
-// ListenerStats counts what a listener has seen.
-type ListenerStats struct {
-	Open     int   // sockets now, those waiting for Accept included
-	Accepted int64 // opening handshakes that succeeded
-	Refused  int64 // transports and requests turned away, for whatever reason
 }
 
 // Listen binds the TCP port on every address of this machine, asks the gateway
@@ -324,7 +330,7 @@ func (l *WebSocketListener) checkTimes(now uint32) (found bool) {
 	if t := l.set.handshakeTimeout; t > 0 {
 		for _, a := range l.pending {
 			if time.Since(a.since) >= t {
-				a.cutLocked()
+				a.cutLocked(RefusedHandshakeTimeout)
 			}
 		}
 	}
@@ -344,6 +350,10 @@ func (l *WebSocketListener) checkTimes(now uint32) (found bool) {
 // forget uncounts a socket that has ended.
 func (l *WebSocketListener) forget(c *WebSocket) {
 	l.leave(c.ipKey)
+	counts := c.Stats()
+	c.mu.Lock()
+	ev := c.eventLocked()
+	c.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	last := len(l.sockets) - 1
@@ -352,6 +362,11 @@ func (l *WebSocketListener) forget(c *WebSocket) {
 	l.sockets[last] = nil
 	l.sockets = l.sockets[:last]
 	l.reserved--
+	l.stats.add(counts)
+	if l.closed == nil {
+		l.closed = make(map[closedHow]int64)
+	}
+	l.closed[closedHow{ev.Initiator, ev.Code}]++
 }
 
 // A goodbye is what a listener that is shut down tells its sockets.
@@ -385,7 +400,7 @@ func (l *WebSocketListener) Close() error {
 	l.mu.Lock()
 	for _, a := range l.pending {
 		if a.stage != arrivalTaken {
-			a.cutLocked()
+			a.cutLocked(RefusedClosing)
 		}
 	}
 	waiting, queued := l.waiting, l.queue.waiting
@@ -478,7 +493,7 @@ func (l *WebSocketListener) awaitHandshakes() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, a := range l.pending { // a peer that does not take its answer
-		a.cutLocked()
+		a.cutLocked(RefusedClosing)
 	}
 }
 
@@ -539,15 +554,6 @@ func (l *WebSocketListener) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err
-}
-
-// Stats returns what has been counted so far.
-func (l *WebSocketListener) Stats() ListenerStats {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := l.stats
-	s.Open = len(l.sockets)
-	return s
 }
 
 // closedErr is the error of a method called after Close.

@@ -118,10 +118,10 @@ func (k ipKey) isLoopback() bool { return k>>24 == 0xFFFF<<8|127 || k == 1 }
 // MaxHandshakes, or turns it away.
 func (l *WebSocketListener) admit(conn net.Conn) {
 	conn = adopt(conn)
-	var from ipKey
+	var from netip.AddrPort
 	direct := foreignOf(conn) == nil
 	if direct {
-		from = keyOf(remoteOf(conn).Addr())
+		from = remoteOf(conn)
 	}
 	away, err := l.arrive(conn, from, direct)
 	if err != nil {
@@ -133,21 +133,26 @@ func (l *WebSocketListener) admit(conn net.Conn) {
 }
 
 // arrive is admit with the lock held.
-func (l *WebSocketListener) arrive(conn net.Conn, from ipKey, direct bool) (away *arrival, err error) {
+func (l *WebSocketListener) arrive(conn net.Conn, remote netip.AddrPort, direct bool) (away *arrival, err error) {
 	since := time.Now()
+	proxied := l.trusts(remote.Addr())
+	var from ipKey
+	if !proxied {
+		from = keyOf(remote.Addr())
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := l.countedKey(from)
-	switch {
-	case l.state == ListenerClosed:
+	if l.state == ListenerClosed {
 		return nil, errClosing
-	case l.crowdedLocked(key):
-		return nil, errCrowd
-	case key != 0:
-		l.perIP[key]++
+	}
+	if err := l.admitLocked(from, since); err != nil {
+		return nil, err
 	}
 	a := newArrival(l, conn, since)
-	a.key, a.from = key, from
+	a.key, a.from = l.countedKey(from), from
+	if proxied {
+		a.remote, a.proxied = remote, true
+	}
 	if !direct {
 		a.stage = arrivalLocating
 	}
@@ -165,6 +170,10 @@ type arrival struct {
 	key  ipKey    // what it is counted under
 	run  func()   // handshake, made once: starting a goroutine of it allocates nothing
 
+	// Whoever does the handshake has these.
+	remote  netip.AddrPort // the peer's address, or that of the last proxy on the way to it; not valid if it is the transport's
+	proxied bool           // remote is a proxy's that we trust
+
 	// Guarded by l.mu.
 	from  ipKey // its address, 0 if that is not known
 	sent  bool  // it waits in the queue, and has sent something
@@ -172,6 +181,7 @@ type arrival struct {
 	slot  int       // index in l.pending, -1 if it is not there
 	since time.Time // when it began
 	cutAt time.Time // when its deadline was set to the past: HandshakeTimeout is over, it gives way, or the listener closes
+	cut   RefusalReason
 }
 
 // An arrivalStage is how far an opening handshake has come.
@@ -246,9 +256,19 @@ func (l *WebSocketListener) forgetArrival(a *arrival, err error) {
 	l.turnAway(conn, err)
 }
 
-// crowdedLocked reports whether MaxConnectionsPerIP is reached. l.mu is held.
-func (l *WebSocketListener) crowdedLocked(key ipKey) bool {
-	return key != 0 && l.perIP[key] >= l.maxPerIP
+// admitLocked counts a transport under its address, or says why not. l.mu is held.
+func (l *WebSocketListener) admitLocked(from ipKey, now time.Time) error {
+	key := l.countedKey(from)
+	if key != 0 && l.perIP[key] >= l.maxPerIP {
+		return errCrowd
+	}
+	if (l.loopbackRate || !from.isLoopback()) && !l.rate.allow(from, now) {
+		return errRate
+	}
+	if key != 0 {
+		l.perIP[key]++
+	}
+	return nil
 }
 
 // locate asks a transport that is not the system's own for its address, which
@@ -261,17 +281,18 @@ func (a *arrival) locate() error {
 	if known {
 		return nil
 	}
-	from := keyOf(addrPortOf(foreignOf(a.conn).locate()).Addr())
-	key := l.countedKey(from)
+	remote := addrPortOf(foreignOf(a.conn).locate())
+	if l.trusts(remote.Addr()) {
+		a.remote, a.proxied = remote, true
+		remote = netip.AddrPort{}
+	}
+	from := keyOf(remote.Addr())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.crowdedLocked(key) {
-		return errCrowd
+	if err := l.admitLocked(from, time.Now()); err != nil {
+		return err
 	}
-	if key != 0 {
-		l.perIP[key]++
-	}
-	a.key, a.from, a.stage = key, from, arrivalReading
+	a.key, a.from, a.stage = l.countedKey(from), from, arrivalReading
 	return nil
 }
 
@@ -288,7 +309,7 @@ func (a *arrival) lingers() {
 	defer a.l.mu.Unlock()
 	a.stage = arrivalRefused
 	if len(a.l.queue.waiting) > 0 {
-		a.cutLocked()
+		a.cutLocked(RefusedMaxHandshakes)
 	}
 }
 
@@ -324,6 +345,24 @@ func (a *arrival) end() {
 	a.free()
 }
 
+// reason is reasonOf for this one: a deadline may have been set for several reasons.
+func (a *arrival) reason(err error) RefusalReason {
+	a.l.mu.Lock()
+	defer a.l.mu.Unlock()
+	if r, _ := refusalOf(err); r == nil && !a.cutAt.IsZero() {
+		return a.cut
+	}
+	return reasonOf(err)
+}
+
+// remoteText is the peer's address.
+func (a *arrival) remoteText(conn net.Conn) string {
+	if a.remote.IsValid() {
+		return a.remote.String()
+	}
+	return conn.RemoteAddr().String()
+}
+
 func (a *arrival) free() {
 	*a = arrival{run: a.run}
 	arrivalPool.Put(a)
@@ -345,11 +384,11 @@ func (a *arrival) ordinary(conn net.Conn) (net.Conn, error) {
 }
 
 // cutLocked ends the transport's handshake. l.mu is held.
-func (a *arrival) cutLocked() {
+func (a *arrival) cutLocked(why RefusalReason) {
 	if !a.cutAt.IsZero() {
 		return
 	}
-	a.cutAt = time.Now()
+	a.cutAt, a.cut = time.Now(), why
 	if f := foreignOf(a.conn); f != nil {
 		f.cut() // it may be waited for in RemoteAddr
 	} else {
@@ -361,7 +400,7 @@ func (a *arrival) cutLocked() {
 // are given the chance to see it: closing with their request unread would reset
 // the connection.
 func (l *WebSocketListener) turnAway(conn net.Conn, err error) {
-	l.countRefused()
+	l.countRefused(func() string { return addrText(conn) }, err, reasonOf(err))
 	if err == errClosing || !l.lingers.TryAcquire(1) { // Close drops, and does not wait
 		if foreignOf(conn) == nil {
 			conn.Close()
@@ -377,7 +416,7 @@ func (l *WebSocketListener) turnAway(conn net.Conn, err error) {
 			return
 		}
 		r, cause := refusalOf(err)
-		l.logRefusal(conn.RemoteAddr(), r.status, cause)
+		l.logRefusal(func() string { return conn.RemoteAddr().String() }, r.status, cause)
 		linger(conn, r.response(), func() {})
 	})
 }
@@ -403,10 +442,12 @@ func linger(conn net.Conn, answer []byte, sent func()) {
 	conn.Close()
 }
 
-func (l *WebSocketListener) countRefused() {
-	l.mu.Lock()
-	l.stats.Refused++
-	l.mu.Unlock()
+// addrText is the address of a transport, "" if that has to be waited for.
+func addrText(conn net.Conn) string {
+	if foreignOf(conn) != nil {
+		return ""
+	}
+	return conn.RemoteAddr().String()
 }
 
 // leave uncounts a transport.

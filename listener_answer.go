@@ -51,7 +51,7 @@ func (l *WebSocketListener) answer(c *WebSocket, o *opening, outer []byte) (line
 	}
 	switch {
 	case err != nil:
-		l.log.Warn("Respond's answer not sent", "err", err)
+		l.logMistake("Respond's answer not sent", err)
 		return nil, "", &rejection{errAnswer, err}
 	case a.Protocol == "" && o.foreign:
 		return nil, "", errNoProtocol

@@ -90,8 +90,9 @@ func (l *WebSocketListener) refuseWeb(w http.ResponseWriter, r *http.Request) {
 // refuseHTTP is refuse for a request that net/http has read. err is a *refusal or a
 // *rejection.
 func (l *WebSocketListener) refuseHTTP(w http.ResponseWriter, r *http.Request, err error) {
-	l.countRefused()
+	remote := func() string { return r.RemoteAddr }
+	l.countRefused(remote, err, reasonOf(err))
 	no, cause := refusalOf(err)
-	l.logRefusal(r.RemoteAddr, no.status, cause)
+	l.logRefusal(remote, no.status, cause)
 	no.writeTo(w, r)
 }

@@ -55,6 +55,11 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		}
 		return nil
 	}
+	if a.proxied {
+		if err := a.identifyBy(h); err != nil {
+			return l.refuseHead(a, conn, b, err)
+		}
+	}
 	o, err := l.check(h)
 	if err != nil {
 		return l.refuseHead(a, conn, b, err)
@@ -63,6 +68,7 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 		return l.refuseHead(a, conn, b, err)
 	}
 	c := l.newSocket(&o, h.secure, a.key)
+	c.setRemote(a.remote)
 	c.life.requestHead = h.keep(size)
 	if rest := b.b[size:]; len(rest) > 0 {
 		c.in = newBuffer(len(rest))
@@ -75,6 +81,11 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 // apart into h. conn is what the answer goes to, also with an error.
 func (l *WebSocketListener) receive(a *arrival, b *buffer, h *head) (conn net.Conn, size int, err error) {
 	conn = a.conn
+	if a.proxied {
+		if err := a.identify(b); err != nil {
+			return conn, 0, err
+		}
+	}
 	if l.tls != nil {
 		if conn, err = l.sniff(conn, b); err != nil {
 			return conn, 0, err
@@ -110,12 +121,11 @@ func (l *WebSocketListener) serveWeb(a *arrival, conn net.Conn, b *buffer, h *he
 			l.leave(a.key)
 			return nil
 		}
-		read := bytes.Clone(b.b)
-		key := a.key
+		wc := &webConn{earlyConn: earlyConn{conn, bytes.Clone(b.b)}, owner: l, key: a.key, remote: a.remote, proxied: a.proxied}
 		if a.over() { // just now
 			a.conn.SetDeadline(time.Time{})
 		}
-		l.web.hand(conn, key, read)
+		l.web.hand(wc)
 		return nil
 	case string(h.method) != http.MethodGet && string(h.method) != http.MethodHead:
 		return errMethod
@@ -174,14 +184,15 @@ func (l *WebSocketListener) newSocket(o *opening, secure bool, key ipKey) *WebSo
 // refuse answers a request that is not accepted, if it is one, with the lines of
 // outer in the answer.
 func (l *WebSocketListener) refuse(a *arrival, conn net.Conn, method string, err error, outer []byte) {
-	l.countRefused()
+	remote := func() string { return a.remoteText(conn) }
+	l.countRefused(remote, err, a.reason(err))
 	r, cause := refusalOf(err)
 	if r == nil {
-		l.log.Debug("opening handshake failed", "remote", conn.RemoteAddr(), "err", err)
+		l.logFailure(remote, err)
 		transportOf(conn).Close()
 		return
 	}
-	l.logRefusal(conn.RemoteAddr(), r.status, cause)
+	l.logRefusal(remote, r.status, cause)
 	if r == errClosing { // Close drops, and does not wait
 		transportOf(conn).Close()
 		return
@@ -228,8 +239,13 @@ func (l *WebSocketListener) upgrade(a *arrival, conn net.Conn, c *WebSocket, o *
 	l.clock.wind()
 	l.mu.Unlock()
 	cut := a.over()
-	host, _ := c.hostAndTarget()
-	l.arrivedFrom(conn, host)
+	if !a.remote.IsValid() { // a proxy's peer says nothing of the way from outside
+		host, _ := c.hostAndTarget()
+		l.arrivedFrom(conn, host)
+	}
+	if l.trace != nil && l.trace.Opened != nil {
+		l.trace.Opened(c)
+	}
 	if !cut && !c.secure() {
 		return c
 	}
@@ -252,29 +268,68 @@ const (
 	originsMost  = 16
 )
 
+// A sparing counts what is not logged because something like it just was. Guarded by
+// WebSocketListener.mu.
+type sparing struct {
+	last   time.Time
+	others int // since then
+}
+
+// spare reports whether a record may be made, and how many were not since the last one.
+func (l *WebSocketListener) spare(s *sparing) (others int, ok bool) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(s.last) < refusalPause {
+		s.others++
+		return 0, false
+	}
+	others = s.others
+	s.last, s.others = now, 0
+	return others, true
+}
+
 // logRefusal tells the program of a request that is refused, or counts it for the
 // next record.
-func (l *WebSocketListener) logRefusal(remote any, status int, why error) {
+func (l *WebSocketListener) logRefusal(remote func() string, status int, why error) {
 	if !l.log.Enabled(context.Background(), slog.LevelWarn) {
 		return
 	}
+	if e, ok := why.(originError); ok && l.newOrigin(string(e)) {
+		l.log.Warn("web page refused", "remote", remote(), "status", status, "why", why)
+		return
+	}
+	if others, ok := l.spare(&l.refusals); ok {
+		l.log.Info("request refused", "remote", remote(), "status", status, "why", why, "others", others)
+	}
+}
+
+// newOrigin reports whether the program has not been told of that page yet.
+func (l *WebSocketListener) newOrigin(text string) bool {
 	l.mu.Lock()
-	if e, ok := why.(originError); ok && len(l.originsTold) < originsMost && !slices.Contains(l.originsTold, string(e)) {
-		l.originsTold = append(l.originsTold, string(e))
-		l.mu.Unlock()
-		l.log.Warn("web page refused", "remote", remote, "status", status, "why", why)
+	defer l.mu.Unlock()
+	if len(l.originsTold) >= originsMost || slices.Contains(l.originsTold, text) {
+		return false
+	}
+	l.originsTold = append(l.originsTold, text)
+	return true
+}
+
+// logFailure tells the program of an opening handshake that has failed without an answer.
+func (l *WebSocketListener) logFailure(remote func() string, err error) {
+	if !l.log.Enabled(context.Background(), slog.LevelDebug) {
 		return
 	}
-	now := time.Now()
-	if now.Sub(l.refusalLogged) < refusalPause {
-		l.refusalsUnlogged++
-		l.mu.Unlock()
-		return
+	if others, ok := l.spare(&l.failures); ok {
+		l.log.Debug("opening handshake failed", "remote", remote(), "err", err, "others", others)
 	}
-	unlogged := l.refusalsUnlogged
-	l.refusalLogged, l.refusalsUnlogged = now, 0
-	l.mu.Unlock()
-	l.log.Info("request refused", "remote", remote, "status", status, "why", why, "others", unlogged)
+}
+
+// logMistake tells the program of an answer of its own that cannot be sent.
+func (l *WebSocketListener) logMistake(text string, err error) {
+	if others, ok := l.spare(&l.mistakes); ok {
+		l.log.Warn(text, "err", err, "others", others)
+	}
 }
 
 // logClosed tells the program how a socket ended.
@@ -294,7 +349,7 @@ func (l *WebSocketListener) authorized(c *WebSocket) error {
 
 // requestOf returns the request of a socket that is not open yet.
 func (l *WebSocketListener) requestOf(c *WebSocket) *http.Request {
-	remote := c.conn.RemoteAddr().String()
+	remote := c.remoteAddr().String()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.requestLocked(remote)
@@ -316,7 +371,7 @@ func (l *WebSocketListener) rejected(err error) error {
 		}
 		r.text = orDefault(e.Body, r.text)
 		if err := checkHeader("response header", e.Header, "Content-Type"); err != nil {
-			l.log.Warn("RejectError.Header not sent", "err", err)
+			l.logMistake("RejectError.Header not sent", err)
 		} else {
 			r.header = e.Header
 		}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -67,10 +68,9 @@ func (w *webServer) Close() error {
 
 func (w *webServer) Addr() net.Addr { return w.owner.Addr() }
 
-// hand gives a connection over, with the bytes already read from it.
-func (w *webServer) hand(conn net.Conn, key ipKey, read []byte) {
-	wc := &webConn{earlyConn: earlyConn{conn, read}, owner: w.owner, key: key}
-	conn = wc
+// hand gives a connection over.
+func (w *webServer) hand(wc *webConn) {
+	var conn net.Conn = wc
 	if state := tlsState(wc.Conn); state != nil {
 		conn = &webTLSConn{wc, *state}
 	}
@@ -95,6 +95,17 @@ type webConn struct {
 	owner *WebSocketListener
 	key   ipKey // what the owner counts it under
 	once  sync.Once
+
+	remote  netip.AddrPort // as in arrival
+	proxied bool
+}
+
+// RemoteAddr is the peer's address, if a proxy has said it in the PROXY protocol.
+func (c *webConn) RemoteAddr() net.Addr {
+	if c.remote.IsValid() {
+		return net.TCPAddrFromAddrPort(c.remote)
+	}
+	return c.Conn.RemoteAddr()
 }
 
 // A webTLSConn lets net/http see that it is TLS.
@@ -160,10 +171,15 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	if c, ok := conn.(*webTLSConn); ok {
 		conn = c.webConn
 	}
+	var remote netip.AddrPort // as in arrival
+	proxied := false
 	if c, ok := conn.(*webConn); ok {
 		l.unreserve() // the transport's place: the socket has one of its own
 		conn, key = c.Conn, c.key
+		remote, proxied = c.remote, c.proxied
 		early.b = append(early.b, c.early...)
+	} else if a, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && l.trusts(a.Addr()) {
+		remote = l.forwarded(a, h)
 	}
 	conn.SetDeadline(time.Time{}) // the server's
 	conn = adopt(conn)
@@ -171,11 +187,12 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 	if refused != nil {
 		early.free()
 		l.unreserve()
-		l.countRefused()
+		l.countRefused(func() string { return r.RemoteAddr }, refused, reasonOf(refused))
 		transportOf(conn).Close() // the listener is closed
 		l.leave(key)
 		return
 	}
+	a.remote, a.proxied = remote, proxied
 	c := l.newSocket(&o, r.TLS != nil, key)
 	c.in = early
 	x := c.makeRareLocked() // nobody else knows c yet
@@ -185,6 +202,18 @@ func (l *WebSocketListener) serveHTTP(w http.ResponseWriter, r *http.Request, ne
 		x.parsed.RequestURI, x.parsed.URL = target, targetURL(target)
 	}
 	go func() { // net/http would recover a panic of the program's here
+		if a.proxied {
+			if err := a.identifyBy(h); err != nil {
+				early.free()
+				l.unreserve()
+				l.refuse(a, conn, http.MethodGet, err, outer)
+				l.leave(a.key)
+				a.end()
+				return
+			}
+			c.ipKey = a.key
+		}
+		c.setRemote(a.remote)
 		c := l.upgrade(a, conn, c, &o, outer)
 		a.end()
 		if c != nil {

@@ -530,7 +530,7 @@ func TestLogger_Connections(t *testing.T) {
 		`level=DEBUG msg="connection opened" remote=` + a.LocalAddr().String() + ` url=` + l.URL() + `room protocol=chat`,
 		`level=DEBUG msg="connection opened" remote=` + b.LocalAddr().String() + ` url=` + l.URL() + ` protocol=""`,
 		`level=INFO msg="request refused" remote=127.0.0.1:`,
-		`status=503 why="This peer has no room for another connection." others=0`,
+		`status=503 why="This peer has no room for another connection (MaxConnections)." others=0`,
 		`level=DEBUG msg="connection closed" remote=` + a.LocalAddr().String() + ` by=peer code=4001 reason=bye clean=true err=<nil>`,
 		`level=DEBUG msg="connection closed" remote=` + b.LocalAddr().String() + ` by=network code=1006 reason="" clean=false err=`,
 	} {
@@ -560,7 +560,7 @@ func TestLogger_Handler(t *testing.T) {
 	} {
 		logged.Reset()
 		l.mu.Lock()
-		l.refusalLogged = time.Time{}
+		l.refusals.last = time.Time{}
 		l.mu.Unlock()
 		r := httptest.NewRequest("GET", "/", nil)
 		c.change(r)

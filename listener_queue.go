@@ -174,7 +174,7 @@ func (l *WebSocketListener) makeWayLocked(now time.Time) (next time.Time) {
 			need--
 		case !a.cutAt.IsZero():
 		case a.stage == arrivalRefused:
-			a.cutLocked()
+			a.cutLocked(RefusedMaxHandshakes)
 			need--
 		case a.stage < arrivalAsked:
 			silent = append(silent, a)
@@ -200,7 +200,7 @@ func (l *WebSocketListener) makeWayLocked(now time.Time) (next time.Time) {
 		if a.unread() { // we have not come to it yet
 			continue
 		}
-		a.cutLocked()
+		a.cutLocked(RefusedMaxHandshakes)
 		if a.from != 0 {
 			q.silent[a.from]++
 			q.busy[a.from]--
