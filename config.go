@@ -53,7 +53,8 @@ type ListenConfig struct {
 	// GetCertificate or GetConfigForClient choose the certificate; pages reach
 	// the port without a browser's warning only by the names and addresses that
 	// stand in it. Peers that connect by an address send no server name. HTTP/1.1
-	// is all that is agreed on, and acme-tls/1 if NextProtos lists it. nil: no TLS.
+	// is all that is agreed on, and acme-tls/1 if NextProtos lists it; TLS 1.2 is the least,
+	// whatever MinVersion says. nil: no TLS.
 	TLSConfig *tls.Config
 
 	// HTTP answers requests that are not an upgrade, on the same port. nil: they

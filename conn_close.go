@@ -19,6 +19,8 @@ import (
 //	a broken rule, a limit  Limit      Close with the code    finish, when ours is out
 //	reading fails           Network    nothing                finish
 //	writing fails           Network    nothing                what has come can be read for CloseTimeout
+//	the budget of all       Limit      nothing                the transport is severed, then finish
+//	no first message        Timeout    Close 1008             as after Close
 //	a time-out              Timeout    nothing                the transport is severed, then finish
 //	Abort                   Local      nothing                the same
 //

@@ -47,10 +47,11 @@ func serverTLS(c *tls.Config) (*tls.Config, error) {
 }
 
 // onlyHTTP1 returns a copy of c that agrees on HTTP/1.1 only: HTTP/2 has no
-// Upgrade. A program that lists acme-tls/1 keeps that.
+// Upgrade. TLS 1.2 is the least. A program that lists acme-tls/1 keeps that.
 func onlyHTTP1(c *tls.Config) *tls.Config {
 	acme := slices.Contains(c.NextProtos, protoACME)
 	c = c.Clone()
+	c.MinVersion = max(c.MinVersion, tls.VersionTLS12) // whatever GODEBUG says
 	c.NextProtos = []string{protoHTTP}
 	if acme {
 		c.NextProtos = append(c.NextProtos, protoACME)
