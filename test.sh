@@ -309,4 +309,7 @@ if [ -d bench ]; then
 	(cd bench && go vet ./... && gotest ./...)
 fi
 
+step 'OpenTelemetry'
+(cd otelpeerws && go mod tidy -diff && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./... && gotest -race ./...)
+
 printf '\nEverything passed in %d s.\n' "$SECONDS"
