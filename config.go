@@ -57,6 +57,11 @@ type ListenConfig struct {
 	// whatever MinVersion says. nil: no TLS.
 	TLSConfig *tls.Config
 
+	// Identity makes the port speak TLS as TLSConfig does, with a key that programs know
+	// from a link ([Dialer].PeerKey), and that needs no certificate authority. Beside a
+	// TLSConfig it is shown only to a Dialer that asks for it. nil: none.
+	Identity *Identity
+
 	// HTTP answers requests that are not an upgrade, on the same port. nil: they
 	// get a small 426. Its requests have no time limit of their own once their
 	// head has been read.
@@ -186,9 +191,15 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	var secure *tls.Config
-	if c.TLSConfig != nil {
-		if secure, err = serverTLS(c.TLSConfig); err != nil {
+	secure := c.TLSConfig
+	if c.Identity != nil {
+		if secure != nil && len(secure.Certificates) == 0 && secure.GetCertificate == nil && secure.GetConfigForClient == nil {
+			return nil, errTLSConfig
+		}
+		secure = identityTLS(secure, c.Identity)
+	}
+	if secure != nil {
+		if secure, err = serverTLS(secure); err != nil {
 			return nil, err
 		}
 	}

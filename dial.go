@@ -34,6 +34,14 @@ type Dialer struct {
 	// more goroutine.
 	TLSConfig *tls.Config
 
+	// PeerKey is the key of the one peer that is accepted, as its link has it; wss only.
+	// The certificate's name, time and issuer are not looked at: the key says it all.
+	// Another key is a [*PeerKeyError] in the error. Zero: TLSConfig decides.
+	PeerKey PeerKey
+
+	// Identity is shown to a listener that has one: [WebSocket.PeerKey] has its key there.
+	Identity *Identity
+
 	// Proxy returns the proxy for a request, whose URL has the scheme http for
 	// ws and https for wss; nil for none. The proxy's scheme is http, https,
 	// socks5 or socks5h, which is the same: it looks the name up. User and
@@ -138,6 +146,9 @@ func (d *Dialer) prepare(rawURL string, protocols []string) (*WebSocket, *attemp
 	u, target, addr, err := parseURL(rawURL)
 	if err != nil {
 		return nil, nil, err
+	}
+	if u.Scheme != "wss" && d.PeerKey != (PeerKey{}) {
+		return nil, nil, &SyntaxError{"URL", rawURL, "must be wss, for over ws no peer can show its key (PeerKey)"}
 	}
 	if err := checkProtocols(protocols); err != nil {
 		return nil, nil, err
@@ -262,7 +273,7 @@ func (d *Dialer) establish(ctx context.Context, conn net.Conn, proxy *url.URL, c
 		if d.TLSConfig != nil {
 			name = orDefault(d.TLSConfig.ServerName, name)
 		}
-		if conn, err = d.startTLS(ctx, conn, name); err != nil {
+		if conn, err = d.startTLS(ctx, conn, name, d.pinTLS); err != nil {
 			return nil, nil, "TLS with " + a.addr, err
 		}
 	}
@@ -277,13 +288,14 @@ func (d *Dialer) establish(ctx context.Context, conn net.Conn, proxy *url.URL, c
 
 // startTLS does the TLS handshake with the holder of a name. The deadlines are
 // the caller's. With an error it returns what is to be closed.
-func (d *Dialer) startTLS(ctx context.Context, conn net.Conn, name string) (net.Conn, error) {
+func (d *Dialer) startTLS(ctx context.Context, conn net.Conn, name string, change func(*tls.Config)) (net.Conn, error) {
 	cfg := &tls.Config{}
 	if d.TLSConfig != nil {
 		cfg = d.TLSConfig.Clone()
 	}
 	cfg.ServerName = name
 	cfg.NextProtos = []string{protoHTTP} // there is no Upgrade in HTTP/2
+	change(cfg)
 	t := tls.Client(&steadyConn{Conn: conn}, cfg)
 	if err := t.HandshakeContext(ctx); err != nil {
 		return t, err

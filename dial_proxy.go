@@ -3,6 +3,7 @@ package peerws
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -62,7 +63,7 @@ func (d *Dialer) tunnel(ctx context.Context, conn net.Conn, proxy *url.URL, addr
 	case "socks5", "socks5h":
 		return conn, socksConnect(conn, proxy.User, addr)
 	case "https":
-		t, err := d.startTLS(ctx, conn, proxy.Hostname())
+		t, err := d.startTLS(ctx, conn, proxy.Hostname(), func(*tls.Config) {})
 		if err != nil {
 			return t, err
 		}

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -329,4 +331,42 @@ func ExampleBroadcast() {
 	// 2
 	// hello <nil>
 	// hello <nil>
+}
+
+// Two programs that trust a key, and no certificate authority: it travels in the link.
+func ExampleLoadIdentity() {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer os.RemoveAll(dir)
+	id, err := peerws.LoadIdentity(filepath.Join(dir, "key.pem")) // made on first use
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	l, err := peerws.ListenConfig{Address: "127.0.0.1", Identity: id, OnConnection: func(c *peerws.WebSocket) { c.SendText("hello") }}.Listen(context.Background(), 0)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	link := "wss://" + l.Addr().String() + "/#" + id.Key().String()
+
+	url, text, _ := strings.Cut(link, "#")
+	key, err := peerws.ParsePeerKey(text)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	c, err := peerws.Dialer{PeerKey: key}.Dial(context.Background(), url)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	m, err := c.Read(context.Background())
+	fmt.Println(string(m.Data), err)
+	c.CloseWait(context.Background(), peerws.StatusNormalClosure, "")
+	l.Shutdown(context.Background())
+	// Output: hello <nil>
 }
