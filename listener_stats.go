@@ -50,7 +50,7 @@ const (
 	RefusedMaxConnectionsPerIP    RefusalReason = "MaxConnectionsPerIP"
 	RefusedMaxConnectionRatePerIP RefusalReason = "MaxConnectionRatePerIP"
 	RefusedMaxHandshakes          RefusalReason = "MaxHandshakes"    // it gave way to others
-	RefusedHandshakeTimeout       RefusalReason = "HandshakeTimeout" //
+	RefusedHandshakeTimeout       RefusalReason = "HandshakeTimeout" // TLS included
 	RefusedMaxHeaderBytes         RefusalReason = "MaxHeaderBytes"   // or too many lines of it
 	RefusedOrigin                 RefusalReason = "AllowedOrigins"   // or AllowedHosts
 	RefusedAuthorize              RefusalReason = "Authorize"
