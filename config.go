@@ -191,15 +191,9 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	secure := c.TLSConfig
-	if c.Identity != nil {
-		if secure != nil && len(secure.Certificates) == 0 && secure.GetCertificate == nil && secure.GetConfigForClient == nil {
-			return nil, errTLSConfig
-		}
-		secure = identityTLS(secure, c.Identity)
-	}
-	if secure != nil {
-		if secure, err = serverTLS(secure); err != nil {
+	var secure *tls.Config
+	if c.TLSConfig != nil || c.Identity != nil {
+		if secure, err = serverTLS(c.TLSConfig, c.Identity); err != nil {
 			return nil, err
 		}
 	}

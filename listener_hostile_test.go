@@ -406,10 +406,11 @@ func TestHostile_Close(t *testing.T) {
 // 32 and 36: the caps of an address hold before TLS, are given back, and scanners fill
 // no log.
 func TestHostile_Many(t *testing.T) {
-	var logged lockedBuffer
+	var mu sync.Mutex
+	var logged bytes.Buffer
 	l := listen(t, ListenConfig{
 		MaxConnectionsPerIP: 4, TLSConfig: serverConfig(), OnConnection: echoing,
-		Logger: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger: slog.New(slog.NewTextHandler(&lockedWriter{&mu, &logged}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	for range 2 {
 		a, b := knock(t, l, upgrade), knockTLS(t, l, clientConfig(), upgrade)
@@ -427,39 +428,20 @@ func TestHostile_Many(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
+	mu.Lock()
 	logged.Reset()
+	mu.Unlock()
 	for range 300 {
 		k := knock(t, l, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 		k.answer("GET")
 		k.conn.Close()
 		knock(t, l, "\x16\x03\x01\x00\x01x").conn.Close()
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if n := strings.Count(logged.String(), "\n"); n > 40 {
 		t.Errorf("%d records for 600 scans", n)
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-func (b *lockedBuffer) Reset() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.b.Reset()
 }
 
 // 38: the dialling side's masking keys are new for each frame, and tell nothing of the

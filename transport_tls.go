@@ -28,10 +28,13 @@ var (
 	errACME      = errors.New("TLS connection of a certificate authority (acme-tls/1)")
 )
 
-// serverTLS makes the listener's configuration of the program's.
-func serverTLS(c *tls.Config) (*tls.Config, error) {
-	if len(c.Certificates) == 0 && c.GetCertificate == nil && c.GetConfigForClient == nil {
+// serverTLS makes the listener's configuration of the program's, of which one may be nil.
+func serverTLS(c *tls.Config, id *Identity) (*tls.Config, error) {
+	if c != nil && len(c.Certificates) == 0 && c.GetCertificate == nil && c.GetConfigForClient == nil {
 		return nil, errTLSConfig
+	}
+	if id != nil {
+		c = identityTLS(c, id)
 	}
 	c = onlyHTTP1(c)
 	if choose := c.GetConfigForClient; choose != nil {
