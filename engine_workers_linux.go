@@ -50,12 +50,17 @@ type workers struct {
 	passed    int       // tasks run while late ones waited
 	idle      []chan struct{}
 	searching bool // a worker is on its way to the queue
+	glancing  int  // workers that glance, and come to the queue then
 	stopped   bool
 }
 
 const (
 	// idleWorkers is how many wait at most.
 	idleWorkers = 32
+	// glancers is how many workers with only late turns to run glance at a time. Each
+	// lets others run first: were more of them to do so, they would be new ones for each
+	// event that comes meanwhile.
+	glancers = 4
 	// latePart: one of so many tasks is a late one, if there are any.
 	latePart = 16
 )
@@ -111,10 +116,10 @@ func (e *engine) busy() bool {
 	return e.queue.len()+e.late.len() > 0
 }
 
-// searchLocked has a worker come to the queue, unless one does already. It returns
-// what to give wake when mu is not held any more.
+// searchLocked has a worker come to the queue if something is in it, unless one does
+// already. It returns what to give wake when mu is not held any more.
 func (e *engine) searchLocked() (idle chan struct{}, need bool) {
-	if e.searching {
+	if e.searching || e.queue.len() == 0 && (e.late.len() == 0 || e.glancing > 0) {
 		return nil, false
 	}
 	e.searching = true
@@ -141,12 +146,16 @@ func (e *engine) work() {
 	e.mu.Lock()
 	e.searching = false
 	for {
-		if e.queue.len() == 0 && e.late.len() > 0 {
+		nothing := e.queue.len() == 0
+		if nothing && e.late.len() > 0 && e.glancing < glancers {
+			e.glancing++
 			e.mu.Unlock()
 			e.glance()
 			e.mu.Lock()
+			e.glancing--
+			nothing = e.queue.len()+e.late.len() == 0
 		}
-		if e.queue.len()+e.late.len() == 0 {
+		if nothing {
 			if e.stopped || len(e.idle) >= idleWorkers {
 				e.mu.Unlock()
 				return
@@ -159,11 +168,7 @@ func (e *engine) work() {
 			continue
 		}
 		t := e.nextLocked()
-		var idle chan struct{}
-		need := false
-		if e.queue.len()+e.late.len() > 0 {
-			idle, need = e.searchLocked()
-		}
+		idle, need := e.searchLocked()
 		e.mu.Unlock()
 		e.wake(idle, need)
 		n++

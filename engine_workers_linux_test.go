@@ -2,6 +2,8 @@ package peerws
 
 import (
 	"io"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 )
@@ -108,4 +110,33 @@ func TestEngine_FloodsGiveWay(t *testing.T) {
 		k.wantBytes("echo", hello)
 		k.conn.Close()
 	}
+}
+
+// Nor do the workers become more and more, none of which blocks.
+func TestWorkers_FewUnderFloods(t *testing.T) {
+	l := openPort(t, ListenConfig{OnConnection: echoing})
+	const peers = 100
+	before := runtime.NumGoroutine()
+	for range peers {
+		k := knock(t, l, upgrade)
+		k.wantOpen()
+		defer k.conn.Close()
+		go k.br.WriteTo(io.Discard)
+		batch := []byte(strings.Repeat(maskedHello, 5000))
+		go func() {
+			for {
+				if _, err := k.conn.Write(batch); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	most := 0
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		most = max(most, runtime.NumGoroutine()-before-2*peers)
+	}
+	if most > 3*idleWorkers {
+		t.Errorf("%d goroutines", most)
+	}
+	t.Logf("%d goroutines at most", most)
 }
