@@ -2,8 +2,6 @@ package natlab
 
 import (
 	"encoding/json"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -12,10 +10,7 @@ import (
 func TestDoctor(t *testing.T) {
 	Need(t)
 	t.Parallel()
-	bin := filepath.Join(t.TempDir(), "doctor")
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../examples/doctor").CombinedOutput(); err != nil {
-		t.Fatalf("building examples/doctor: %v\n%s", err, out)
-	}
+	bin := build(t, "../../examples/doctor")
 	for _, c := range []struct {
 		name     string
 		config   Config

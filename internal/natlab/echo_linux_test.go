@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,10 +28,7 @@ const (
 func TestEcho(t *testing.T) {
 	Need(t, python, "upnpc")
 	t.Parallel()
-	bin := filepath.Join(t.TempDir(), "echo")
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../examples/echo").CombinedOutput(); err != nil {
-		t.Fatalf("building examples/echo: %v\n%s", err, out)
-	}
+	bin := build(t, "../../examples/echo")
 	tests := map[string]func(t *testing.T, echo string){
 		"Gateway":          testGateway,
 		"Programs":         testPrograms,

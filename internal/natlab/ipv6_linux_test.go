@@ -3,8 +3,6 @@ package natlab
 import (
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -16,10 +14,7 @@ import (
 func TestIPv6(t *testing.T) {
 	Need(t)
 	t.Parallel()
-	bin := filepath.Join(t.TempDir(), "echo")
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../examples/echo").CombinedOutput(); err != nil {
-		t.Fatalf("building examples/echo: %v\n%s", err, out)
-	}
+	bin := build(t, "../../examples/echo")
 	t.Run("Silent", func(t *testing.T) { t.Parallel(); testSilent6(t, bin) })
 	t.Run("CGNAT", func(t *testing.T) { t.Parallel(); testCGNAT6(t, bin) })
 	t.Run("Addresses", func(t *testing.T) { t.Parallel(); testAddresses6(t, bin) })
@@ -162,10 +157,7 @@ func TestIPv6RenewedLong(t *testing.T) {
 		t.Skip("takes minutes: set PEERWS_LONG=1 to run it")
 	}
 	t.Parallel()
-	bin := filepath.Join(t.TempDir(), "echo")
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "../../examples/echo").CombinedOutput(); err != nil {
-		t.Fatalf("building examples/echo: %v\n%s", err, out)
-	}
+	bin := build(t, "../../examples/echo")
 	l := New(t, Config{IPv6: true})
 	p := l.LAN.Start(t, bin, "-nat", "-v")
 	p.Await(t, mapLimit, "public pcp mapped ws://"+netip.AddrPortFrom(l.Host6, 9000).String())

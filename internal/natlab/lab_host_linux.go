@@ -205,10 +205,17 @@ func (p *Program) Stop(t testing.TB, s os.Signal, limit time.Duration) (time.Dur
 	if err := p.cmd.Process.Signal(s); err != nil {
 		t.Fatalf("%s: sending %v: %v", p.name, s, err)
 	}
+	err := p.Wait(t, limit)
+	return p.ended.Sub(sent), err
+}
+
+// Wait waits for the program to end by itself and returns how it did.
+func (p *Program) Wait(t testing.TB, limit time.Duration) error {
+	t.Helper()
 	select {
 	case <-p.done:
 	case <-time.After(limit):
-		t.Fatalf("%s still runs %v after %v", p.name, limit, s)
+		t.Fatalf("%s still runs after %v", p.name, limit)
 	}
-	return p.ended.Sub(sent), p.err
+	return p.err
 }

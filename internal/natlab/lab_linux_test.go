@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,4 +150,14 @@ func TestLabRemovesDeadLabs(t *testing.T) {
 	if list, err := exec.Command("ip", "netns", "list").Output(); err != nil || strings.Contains(string(list), name) {
 		t.Errorf("%s is still there (%v):\n%s", name, err, list)
 	}
+}
+
+// build builds a program of this module and returns its path.
+func build(t *testing.T, dir string) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), filepath.Base(dir))
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", bin, dir).CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %v\n%s", dir, err, out)
+	}
+	return bin
 }

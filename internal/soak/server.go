@@ -77,7 +77,7 @@ func look() footprint {
 }
 
 const (
-	heapMore = 1 << 20          // what the heap may have grown by: the runtime's own, the sessions
+	heapMore = 2 << 20          // of the heap: the sessions, and of each goroutine there was the runtime keeps half a KiB
 	settle   = 10 * time.Second // until all must be gone
 )
 
