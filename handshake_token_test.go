@@ -9,6 +9,7 @@ import (
 
 // Hostile input 37: a token is compared in constant time, and told to nobody.
 func TestRequireToken(t *testing.T) {
+	tried(t, "37 guessed tokens")
 	var logged bytes.Buffer
 	c := ListenConfig{
 		Authorize: RequireToken("s3cret", "other", ""),

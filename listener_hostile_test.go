@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/bits"
 	"net"
 	"net/http"
 	"runtime"
@@ -16,10 +17,17 @@ import (
 	"time"
 )
 
-// Hostile inputs, numbered: what a
-// scanner, a page or a peer may send, over real sockets to a real listener, plain and in
-// TLS, and what each must get. (37, tokens, is TestRequireToken; 23, idle compressed
-// connections, is measured by bench; 38 is TestHostile_MaskKeys.)
+// Hostile inputs, numbered: what a scanner, a page or a peer may send, over real sockets
+// to a real listener, plain and in TLS, and what each must get. (34, old TLS, is in
+// TestTLS_Hostile; 37, tokens, is TestRequireToken.)
+
+// tried logs inputs, each with its number first, for who counts them.
+func tried(t testing.TB, inputs ...string) {
+	t.Helper()
+	for _, in := range inputs {
+		t.Logf("hostile input %s", in)
+	}
+}
 
 // plainAndTLS runs f for a listener with both transports.
 func plainAndTLS(t *testing.T, c ListenConfig, f func(t *testing.T, l *WebSocketListener, dial func(parts ...string) *knocker)) {
@@ -120,6 +128,7 @@ func TestHostile_Requests(t *testing.T) {
 			if d := time.Since(start); d > 5*time.Second {
 				t.Errorf("%s: it took %v", c.name, d)
 			}
+			tried(t, c.name)
 			k.conn.Close()
 		}
 	})
@@ -184,6 +193,7 @@ func TestHostile_Frames(t *testing.T) {
 			if t.Failed() && !before {
 				t.Errorf("that was %s", c.name)
 			}
+			tried(t, c.name)
 		}
 		mu.Lock()
 		defer mu.Unlock()
@@ -218,12 +228,14 @@ func TestHostile_Compressed(t *testing.T) {
 			if t.Failed() && !before {
 				t.Errorf("that was %s", c.name)
 			}
+			tried(t, c.name)
 		}
 	})
 }
 
 // 5, 6 and 35: silence, drops, half a hello of TLS, and resets anywhere.
 func TestHostile_Silence(t *testing.T) {
+	tried(t, "5 silence and half a head", "6 half a hello of TLS", "35 resets")
 	l := listen(t, ListenConfig{HandshakeTimeout: 400 * time.Millisecond, TLSConfig: serverConfig(), OnConnection: echoing})
 	var wg sync.WaitGroup
 	for _, s := range []string{"", "G", upgradeHead, "\x16\x03\x01\x02\x00\x01"} {
@@ -268,6 +280,7 @@ func TestHostile_Silence(t *testing.T) {
 
 // 12: what the program says cannot break out of its line.
 func TestHostile_ProgramsValues(t *testing.T) {
+	tried(t, "12 values of the program")
 	bad := http.Header{"X": {"a\r\nSet-Cookie: b"}}
 	if _, err := (ListenConfig{ResponseHeader: bad}).Serve(nil); err == nil {
 		t.Error("ResponseHeader")
@@ -296,6 +309,7 @@ func TestHostile_ProgramsValues(t *testing.T) {
 // 11 and 33: frames beside the request, and very many small messages: all of them, in
 // order, without a goroutine for each.
 func TestHostile_TinyMessages(t *testing.T) {
+	tried(t, "11 frames beside the request", "33 tiny messages")
 	const n = 50_000
 	got := make(chan int, 1)
 	plainAndTLS(t, ListenConfig{OnConnection: func(c *WebSocket) {
@@ -325,6 +339,7 @@ func TestHostile_TinyMessages(t *testing.T) {
 
 // 14: memory grows with what has come, not with what was announced.
 func TestHostile_Announced(t *testing.T) {
+	tried(t, "14 an announced length")
 	plainAndTLS(t, ListenConfig{MaxMessageSize: -1, OnConnection: func(c *WebSocket) { c.OnMessage(ignore) }}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
 		k := dial(upgrade)
 		k.wantOpen()
@@ -342,6 +357,7 @@ func TestHostile_Announced(t *testing.T) {
 
 // 26, 27 and 28: pings, pongs, and peers that read nothing.
 func TestHostile_NeverReads(t *testing.T) {
+	tried(t, "26 pings", "27 pongs", "28 a peer that reads nothing")
 	plainAndTLS(t, ListenConfig{OnConnection: echoing, MaxBufferedAmount: 100 << 10}, func(t *testing.T, l *WebSocketListener, dial func(...string) *knocker) {
 		deaf := dial(upgrade)
 		deaf.wantOpen()
@@ -381,6 +397,7 @@ func TestHostile_NeverReads(t *testing.T) {
 
 // 29: data behind a Close, and a Close that is never answered.
 func TestHostile_Close(t *testing.T) {
+	tried(t, "29 data behind a Close", "29 a Close without an answer")
 	plainAndTLS(t, ListenConfig{CloseTimeout: 300 * time.Millisecond, OnConnection: func(c *WebSocket) {
 		c.OnMessage(func(c *WebSocket, m Message) {
 			if string(m.Data) != "Hello" {
@@ -406,6 +423,7 @@ func TestHostile_Close(t *testing.T) {
 // 32 and 36: the caps of an address hold before TLS, are given back, and scanners fill
 // no log.
 func TestHostile_Many(t *testing.T) {
+	tried(t, "32 many of one address", "36 scanners and the log")
 	var mu sync.Mutex
 	var logged bytes.Buffer
 	l := listen(t, ListenConfig{
@@ -447,16 +465,32 @@ func TestHostile_Many(t *testing.T) {
 // 38: the dialling side's masking keys are new for each frame, and tell nothing of the
 // next.
 func TestHostile_MaskKeys(t *testing.T) {
+	tried(t, "38 masking keys")
+	const n = 4096
+	ours, theirs := tcpPair(t)
+	defer theirs.Close()
+	c := newOpenWebSocket(testSettings(), ours, true, nil)
+	c.begin()
+	defer waitDone(t, c)
+	defer c.Abort()
+	go func() {
+		for range n {
+			c.Write(context.Background(), Message{Type: Binary, Data: []byte("x")})
+		}
+	}()
 	seen := make(map[[4]byte]bool)
 	var ones int
-	const n = 4096
 	for range n {
-		k := newMaskKey()
-		seen[k] = true
-		for _, b := range k {
-			for ; b != 0; b &= b - 1 {
-				ones++
-			}
+		var f [7]byte
+		if _, err := io.ReadFull(theirs, f[:]); err != nil {
+			t.Fatal(err)
+		}
+		if f[0] != 0x82 || f[1] != 0x81 || f[6]^f[2] != 'x' {
+			t.Fatalf("frame % x", f)
+		}
+		seen[[4]byte(f[2:])] = true
+		for _, b := range f[2:6] {
+			ones += bits.OnesCount8(b)
 		}
 	}
 	if len(seen) < n-3 {
@@ -464,5 +498,39 @@ func TestHostile_MaskKeys(t *testing.T) {
 	}
 	if ones < n*32*48/100 || ones > n*32*52/100 {
 		t.Errorf("%d of %d bits are set", ones, n*32)
+	}
+}
+
+// 23: a connection that has compressed and decompressed, and is idle, holds neither
+// compressor nor decompressor, nor memory of either.
+func TestHostile_IdleCompressed(t *testing.T) {
+	tried(t, "23 idle connections with compression")
+	const n, most = 200, 4 << 10
+	l := listen(t, ListenConfig{Compression: Compression{Mode: CompressionNoContext}, OnConnection: echoing})
+	text := strings.Repeat("all the same ", 100)
+	hello := masked(0xc1, string(pack(t, []byte(text))))
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // pools are empty after two
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapInuse + m.StackInuse)
+	}
+	before := heap()
+	for range n {
+		k := knock(t, l, upgradeHead, "Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
+		defer k.conn.Close()
+		k.wantOpen()
+		k.send(hello)
+		var h [2]byte
+		if _, err := io.ReadFull(k.br, h[:]); err != nil || h[0] != 0xc1 || h[1] > 125 {
+			t.Fatalf("% x, %v", h, err)
+		}
+		io.CopyN(io.Discard, k.br, int64(h[1]))
+	}
+	if each := (heap() - before) / n; each > most { // both ends, and the tests' own buffers
+		t.Errorf("%d bytes a connection", each)
+	} else {
+		t.Logf("%d bytes a connection, both ends", each)
 	}
 }

@@ -379,6 +379,7 @@ func TestTLS_Serve(t *testing.T) {
 // What is no TLS behind a first byte that says so, and what is TLS but never
 // comes to an end, is dropped at the handshake's deadline at the latest.
 func TestTLS_Hostile(t *testing.T) {
+	tried(t, "34 TLS 1.0")
 	// A whole ClientHello, as a client of ours writes it.
 	helloOf := func(c *tls.Config) string {
 		a, b := memnet.Pipe(0)

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,14 +30,28 @@ const (
 	floodTime      = 5 * time.Second
 	floodPause     = 5 * time.Millisecond // between two echoes of the honest peer
 	floodNewcomers = 40
-	floodPatience  = time.Second // what a newcomer has until its first echo is back
+	knocks         = 1000 // connections of those who say too little, from knockAddresses
+	knockAddresses = 100
+	knockNewcomers = 100
+	dripPause      = 200 * time.Millisecond // between two bytes
+	floodPatience  = time.Second            // what a newcomer has until its first echo is back
 	floodNice      = 10
 )
 
-// A flood is what each attacking connection sends: once, and then again and again.
+// A flood is what each attacking connection sends: once, and then again and again. Those
+// that knock send first in place of the opening handshake, and then then a byte at a time.
 type flood struct {
 	name, title string
 	first, then []byte
+	knocks      bool
+}
+
+// newcomers is how many come meanwhile.
+func (f flood) newcomers() int {
+	if f.knocks {
+		return knockNewcomers
+	}
+	return floodNewcomers
 }
 
 var attackKey = [4]byte{1, 2, 3, 4}
@@ -50,6 +65,9 @@ var floods = []flood{
 	{name: "pong", title: "pongs", then: frame(10, nil, attackKey)},
 	{name: "fragments", title: "empty fragments", first: notFinal(frame(2, []byte("x"), attackKey)), then: notFinal(frame(0, nil, attackKey))},
 	{name: "16k", title: "16 KiB messages", then: frame(2, make([]byte, 16*kib), attackKey)},
+	{name: "silent", title: "1,000 connections from 100 addresses that say nothing", knocks: true},
+	{name: "half", title: "as many that send half a head", first: []byte(opening[:len(opening)/2]), knocks: true},
+	{name: "drip", title: "as many that send it a byte at a time", then: []byte(opening), knocks: true},
 }
 
 // notFinal takes the FIN bit off a frame.
@@ -67,6 +85,10 @@ func attack(name string, port int) error {
 	f := floods[i]
 	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, floodNice); err != nil {
 		return err
+	}
+	if f.knocks {
+		knock(f, port)
+		return nil
 	}
 	batch := bytes.Repeat(f.then, 64*kib/max(len(f.then), 1)+1)
 	var conns []net.Conn
@@ -96,6 +118,41 @@ func attack(name string, port int) error {
 	return nil
 }
 
+// knock opens connections as f says, each again when it has been shut.
+func knock(f flood, port int) {
+	var once sync.WaitGroup
+	for i := range knocks {
+		once.Add(1)
+		go func() {
+			d := net.Dialer{Timeout: time.Minute, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, 0, byte(1+i%knockAddresses))}}
+			for n := 0; ; n++ {
+				c, err := d.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+				if n == 0 {
+					once.Done()
+				}
+				if err == nil {
+					if _, err = c.Write(f.first); err == nil {
+						go func() {
+							for _, b := range f.then {
+								if _, err := c.Write([]byte{b}); err != nil {
+									break
+								}
+								time.Sleep(dripPause)
+							}
+						}()
+						io.Copy(io.Discard, c) // until it is shut
+					}
+					c.Close()
+				}
+				time.Sleep(dripPause)
+			}
+		}()
+	}
+	once.Wait()
+	fmt.Println("ready")
+	io.Copy(io.Discard, os.Stdin) // until the other side is gone
+}
+
 // enter connects and does the opening handshake.
 func enter(port int, patience time.Duration) (net.Conn, *bufio.Reader, error) {
 	c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), patience)
@@ -119,12 +176,13 @@ func enter(port int, patience time.Duration) (net.Conn, *bufio.Reader, error) {
 type floodResult struct {
 	p50, p99  time.Duration
 	newcomers int
+	came      int // newcomers that got in
 	peak      int // resident bytes
 }
 
 func (r floodResult) String() string {
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	return fmt.Sprintf("%.2f / %.2f | %d of %d | %d MB", ms(r.p50), ms(r.p99), r.newcomers, floodNewcomers, r.peak/1e6)
+	return fmt.Sprintf("%.2f / %.2f | %d of %d | %d MB", ms(r.p50), ms(r.p99), r.came, r.newcomers, r.peak/1e6)
 }
 
 // runFloods prints a line for each flood: peerws, and the plain TCP echo.
@@ -191,7 +249,7 @@ func runFlood(ctx context.Context, exe string, f flood, c *contestant) (res floo
 	arrived := make(chan struct{})
 	go func() {
 		defer close(arrived)
-		for range floodNewcomers {
+		for range f.newcomers() {
 			end := time.Now().Add(floodPatience)
 			if conn, r, err := enter(p.port, floodPatience); err == nil {
 				conn.SetDeadline(end)
@@ -200,7 +258,7 @@ func runFlood(ctx context.Context, exe string, f flood, c *contestant) (res floo
 				}
 				conn.Close()
 			}
-			time.Sleep(floodTime / floodNewcomers / 2)
+			time.Sleep(floodTime / time.Duration(f.newcomers()) / 2)
 		}
 	}()
 	var times []time.Duration
@@ -218,7 +276,7 @@ func runFlood(ctx context.Context, exe string, f flood, c *contestant) (res floo
 	<-arrived
 	slices.Sort(times)
 	res.p50, res.p99 = times[len(times)/2], times[len(times)*99/100]
-	res.newcomers = int(in.Load())
+	res.newcomers, res.came = f.newcomers(), int(in.Load())
 	return res, nil
 }
 

@@ -4,7 +4,7 @@
 //
 //	go run .              about ten minutes; writes RESULTS.md and results.svg
 //	go run . -full        everything, longer
-//	go run . -floods      what floods do to honest peers
+//	go run . -floods      what a port bears
 //	go run . -run '^(b125|pipe64)$' -servers peerws,gws
 //
 // It runs every server in a process of its own on one CPU, and drives them from
@@ -39,9 +39,10 @@ func main() {
 	out := flag.String("o", "", "write RESULTS.md and results.svg into this `directory`; unset: here if everything is measured, else nowhere")
 	list := flag.Bool("list", false, "list workloads and servers")
 	serve := flag.String("serve", "", "be the server of that `name` (for the command itself)")
-	flooding := flag.Bool("floods", false, "measure what floods do to honest peers, about five minutes")
+	flooding := flag.Bool("floods", false, "measure what a port bears: floods, silence, a full house, hostile inputs; about five minutes")
 	flood := flag.String("flood", "", "flood the server on -port as that `name` says (for the command itself)")
 	port := flag.Int("port", 0, "with -flood")
+	crowd := flag.Int("crowd", 0, "be a listener with a cap of so many sockets, until SIGTERM (for the command itself)")
 	var s setup
 	flag.BoolVar(&s.pack, "pack", false, "with -serve: compress messages, without context takeover")
 	flag.BoolVar(&s.broadcast, "broadcast", false, "with -serve: a message goes to everybody")
@@ -60,7 +61,12 @@ func main() {
 		}
 		return
 	case *flooding:
-		if err := runFloods(context.Background(), os.Stdout); err != nil {
+		if err := errors.Join(runFloods(context.Background(), os.Stdout), runCrowds(os.Stdout), runHostile(os.Stdout)); err != nil {
+			log.Fatal(err)
+		}
+		return
+	case *crowd > 0:
+		if err := serveCrowd(*crowd); err != nil {
 			log.Fatal(err)
 		}
 		return
