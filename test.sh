@@ -108,10 +108,11 @@ porttest() {
 # builds builds everything for each of the ports. android but for arm64, and ios,
 # link programs only with a C compiler for them; all else is compiled there.
 builds() {
-	local port packages
+	local port packages libraries
+	mapfile -t libraries < <(go list -f '{{if and .GoFiles (ne .Name "main")}}{{.ImportPath}}{{end}}' ./... | grep .)
 	for port; do
 		case $port in
-		android/386 | android/amd64 | android/arm | ios/*) packages=(. ./nat/... ./internal/...) ;;
+		android/386 | android/amd64 | android/arm | ios/*) packages=("${libraries[@]}") ;;
 		*) packages=(./...) ;;
 		esac
 		GOOS=${port%/*} GOARCH=${port#*/} CGO_ENABLED=0 go build "${packages[@]}" || fail "$port does not build"
