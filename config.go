@@ -62,6 +62,11 @@ type ListenConfig struct {
 	// TLSConfig it is shown only to a Dialer that asks for it. nil: none.
 	Identity *Identity
 
+	// RequireTLS refuses requests that come without TLS: those for a page of HTTP are
+	// sent to its https form (308), all others get 426. A proxy of TrustedProxies has
+	// done the TLS itself, and is let in without.
+	RequireTLS bool
+
 	// HTTP answers requests that are not an upgrade, on the same port. nil: they
 	// get a small 426. Its requests have no time limit of their own once their
 	// head has been read.
@@ -196,6 +201,8 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		if secure, err = serverTLS(c.TLSConfig, c.Identity); err != nil {
 			return nil, err
 		}
+	} else if c.RequireTLS {
+		return nil, &SyntaxError{"option", "RequireTLS", "needs TLSConfig or Identity"}
 	}
 	l := &WebSocketListener{
 		machine: thisMachine(),
@@ -214,6 +221,7 @@ func (c *ListenConfig) prepare(protocols []string) (*WebSocketListener, error) {
 		},
 		protocols:    append([]string(nil), protocols...),
 		tls:          secure,
+		requireTLS:   c.RequireTLS,
 		policy:       policy,
 		authorize:    c.Authorize,
 		respond:      c.Respond,

@@ -22,6 +22,7 @@ import (
 // Refusals that the checks give. Their texts go to the peer.
 var (
 	errNoUpgrade    = &refusal{426, upgradeHeader, "This port speaks WebSocket; connect with ws://."}
+	errPlain        = &refusal{426, http.Header{"Upgrade": {"TLS/1.0"}, "Connection": {"Upgrade"}}, "This port speaks TLS only; connect with wss:// or https://."}
 	errMethod       = &refusal{405, http.Header{"Allow": {"GET"}}, "A WebSocket is opened with GET."}
 	errHTTPVersion  = &refusal{400, nil, "A WebSocket is opened with HTTP/1.1."}
 	errHost         = &refusal{400, nil, "The request needs exactly one valid Host."}

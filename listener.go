@@ -61,6 +61,7 @@ type WebSocketListener struct {
 	port          int
 	protocols     []string
 	tls           *tls.Config // nil without TLS on the port
+	requireTLS    bool
 	policy        *policy
 	header        []byte // ListenConfig.ResponseHeader as it goes on the wire
 	authorize     func(*http.Request) error

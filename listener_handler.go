@@ -23,7 +23,7 @@ var errHTTP2 = &refusal{505, nil, "A WebSocket is opened with HTTP/1.1 here, not
 // The listener is ListenerListening at once. Port is 0, Addr nil, URL "" and
 // Addresses empty, for they are the server's; so are the limits on reading the
 // request, and MaxConnectionsPerIP is not counted. Everything else holds as with
-// Listen. Address, NAT, TLSConfig and Identity must not be set: the error is a
+// Listen. Address, NAT, TLSConfig, Identity and RequireTLS must not be set: the error is a
 // *SyntaxError.
 //
 // Web pages of the server's own name may connect if the server speaks TLS, or the
@@ -42,7 +42,7 @@ func (c ListenConfig) Handler(protocols ...string) (*WebSocketListener, http.Han
 	for _, o := range []struct {
 		name string
 		set  bool
-	}{{"Address", c.Address != ""}, {"NAT", c.NAT != nil}, {"TLSConfig", c.TLSConfig != nil}, {"Identity", c.Identity != nil}} {
+	}{{"Address", c.Address != ""}, {"NAT", c.NAT != nil}, {"TLSConfig", c.TLSConfig != nil}, {"Identity", c.Identity != nil}, {"RequireTLS", c.RequireTLS}} {
 		if o.set {
 			return nil, nil, &SyntaxError{"option", o.name, "is for a listener with a port of its own, a Handler has none"}
 		}

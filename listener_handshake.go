@@ -60,6 +60,9 @@ func (l *WebSocketListener) negotiate(a *arrival) *WebSocket {
 			return l.refuseHead(a, conn, b, err)
 		}
 	}
+	if l.mustBeSecure(a, h) {
+		return l.refuseHead(a, conn, b, errPlain)
+	}
 	o, err := l.check(h)
 	if err != nil {
 		return l.refuseHead(a, conn, b, err)
@@ -111,6 +114,8 @@ func (l *WebSocketListener) serveWeb(a *arrival, conn net.Conn, b *buffer, h *he
 		transportOf(conn).Close()
 		l.leave(a.key)
 		return nil
+	case l.mustBeSecure(a, h):
+		return l.plainPage(h)
 	case l.web != nil:
 		if err := l.reserve(); err != nil {
 			return err
@@ -131,6 +136,24 @@ func (l *WebSocketListener) serveWeb(a *arrival, conn net.Conn, b *buffer, h *he
 		return errMethod
 	}
 	return errNoUpgrade
+}
+
+// mustBeSecure reports whether a request needs TLS and has none. Those that a proxy
+// brings have been its matter.
+func (l *WebSocketListener) mustBeSecure(a *arrival, h *head) bool {
+	return l.requireTLS && !h.secure && !a.remote.IsValid()
+}
+
+// plainPage is the answer to a request for a page that came without TLS: where the page
+// is, if there is one.
+func (l *WebSocketListener) plainPage(h *head) error {
+	host, n := h.get("Host")
+	read := string(h.method) == http.MethodGet || string(h.method) == http.MethodHead
+	if l.web == nil || !read || n != 1 || !validHost(host) || !bytes.HasPrefix(h.target, []byte("/")) {
+		return errPlain
+	}
+	to := "https://" + string(host) + string(h.target)
+	return &refusal{http.StatusPermanentRedirect, http.Header{"Location": {to}}, "This page is at " + to}
 }
 
 // refuseHead refuses the request whose head is in b, as far as that has come.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"maps"
+	"net/http"
 	"os"
 	"slices"
 
@@ -54,12 +55,13 @@ const (
 	RefusedMaxHeaderBytes         RefusalReason = "MaxHeaderBytes"   // or too many lines of it
 	RefusedOrigin                 RefusalReason = "AllowedOrigins"   // or AllowedHosts
 	RefusedAuthorize              RefusalReason = "Authorize"
-	RefusedRespond                RefusalReason = "Respond"   // an answer that cannot be sent
-	RefusedProtocol               RefusalReason = "protocols" // none of those offered is spoken
-	RefusedNoUpgrade              RefusalReason = "HTTP"      // a request that asks for no WebSocket, without a handler for it
-	RefusedRequest                RefusalReason = "request"   // it is malformed
-	RefusedTransport              RefusalReason = "transport" // it ended or failed, TLS included
-	RefusedClosing                RefusalReason = "closing"   // the listener is closed
+	RefusedRespond                RefusalReason = "Respond"    // an answer that cannot be sent
+	RefusedProtocol               RefusalReason = "protocols"  // none of those offered is spoken
+	RefusedRequireTLS             RefusalReason = "RequireTLS" // or sent to the https form of the page
+	RefusedNoUpgrade              RefusalReason = "HTTP"       // a request that asks for no WebSocket, without a handler for it
+	RefusedRequest                RefusalReason = "request"    // it is malformed
+	RefusedTransport              RefusalReason = "transport"  // it ended or failed, TLS included
+	RefusedClosing                RefusalReason = "closing"    // the listener is closed
 )
 
 // reasonOf returns why err has a transport or request turned away.
@@ -79,11 +81,16 @@ func reasonOf(err error) RefusalReason {
 		return RefusedProtocol
 	case errNoUpgrade, errMethod, errHTTP2:
 		return RefusedNoUpgrade
+	case errPlain:
+		return RefusedRequireTLS
 	case errClosing:
 		return RefusedClosing
 	}
 	switch x := err.(type) {
 	case *refusal:
+		if x.status == http.StatusPermanentRedirect { // plainPage
+			return RefusedRequireTLS
+		}
 		return RefusedRequest
 	case *rejection:
 		switch {

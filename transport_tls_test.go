@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -933,5 +934,72 @@ func BenchmarkEchoTLS(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// RequireTLS: RFC 2817 §4.2 names the answer to what came without; pages are elsewhere.
+func TestRequireTLS(t *testing.T) {
+	page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "page of "+r.URL.Path) })
+	const rest = " HTTP/1.1\r\nHost: room.example:9000\r\n\r\n"
+	for _, c := range []struct {
+		name    string
+		request string
+		web     http.Handler
+		status  int
+	}{
+		{"an upgrade", upgrade, page, 426},
+		{"a page", "GET /chat?a=b" + rest, page, 308},
+		{"the head of a page", "HEAD /chat?a=b" + rest, page, 308},
+		{"a form", "POST /chat?a=b" + rest, page, 426},
+		{"no page", "GET /chat?a=b" + rest, nil, 426},
+		{"no host", "GET /chat?a=b HTTP/1.1\r\n\r\n", page, 426},
+		{"a host that is none", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", page, 426},
+		{"two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", page, 426},
+		{"no path", "GET http://room.example/" + rest, page, 426},
+	} {
+		l := listen(t, ListenConfig{TLSConfig: serverConfig(), RequireTLS: true, HTTP: c.web, OnConnection: echoing})
+		method, _, _ := strings.Cut(c.request, " ")
+		k := knock(t, l, c.request)
+		r, body := k.answer(method)
+		if r.StatusCode != c.status || !r.Close {
+			t.Errorf("%s: %d, want %d; %v", c.name, r.StatusCode, c.status, r.Header)
+		}
+		switch c.status {
+		case 426:
+			if u := r.Header.Get("Upgrade"); u != "TLS/1.0" || !strings.Contains(body, "wss://") {
+				t.Errorf("%s: Upgrade %q, %q", c.name, u, body)
+			}
+		case 308:
+			if to := r.Header.Get("Location"); to != "https://room.example:9000/chat?a=b" {
+				t.Errorf("%s: Location %q", c.name, to)
+			}
+		}
+		if n := l.Stats().RefusedFor[RefusedRequireTLS]; n != 1 {
+			t.Errorf("%s: counted %d times", c.name, n)
+		}
+		k = knockTLS(t, l, clientConfig(), upgrade)
+		k.wantOpen()
+		k.send(maskedHello)
+		k.wantBytes("echo", hello)
+		if c.web != nil {
+			if r, body := knockTLS(t, l, clientConfig(), "GET /chat"+rest).answer("GET"); r.StatusCode != 200 || body != "page of /chat" {
+				t.Errorf("%s: %d %q over TLS", c.name, r.StatusCode, body)
+			}
+		}
+	}
+}
+
+// A proxy has done the TLS itself.
+func TestRequireTLS_TrustedProxies(t *testing.T) {
+	l := listen(t, ListenConfig{TLSConfig: serverConfig(), RequireTLS: true, TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, OnConnection: echoing})
+	knock(t, l, "PROXY TCP4 203.0.113.9 192.0.2.1 5555 80\r\n", upgrade).wantOpen()
+}
+
+func TestRequireTLS_Options(t *testing.T) {
+	if _, err := (ListenConfig{RequireTLS: true}).Listen(t.Context(), 0); err == nil || !strings.Contains(err.Error(), "RequireTLS") {
+		t.Errorf("without a certificate: %v", err)
+	}
+	if _, _, err := (ListenConfig{RequireTLS: true}).Handler(); err == nil || !strings.Contains(err.Error(), "RequireTLS") {
+		t.Errorf("mounted: %v", err)
 	}
 }
