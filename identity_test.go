@@ -2,8 +2,12 @@ package peerws
 
 import (
 	"context"
+	"crypto"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 func testIdentity(t testing.TB) *Identity {
@@ -100,6 +105,7 @@ func TestPeerKey(t *testing.T) {
 		"beside a certificate":  {Identity: theirs, TLSConfig: serverConfig()},
 		"on the portable path":  {Identity: theirs, portable: true},
 		"a certificate, pinned": {TLSConfig: &tls.Config{Certificates: []tls.Certificate{theirs.cert}}},
+		"an expired one":        {TLSConfig: &tls.Config{Certificates: []tls.Certificate{expired(t, theirs)}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			seen := make(chan PeerKey, 1)
@@ -153,6 +159,18 @@ func TestPeerKey(t *testing.T) {
 			}
 		})
 	}
+}
+
+// expired is another certificate of the key, which has ended.
+func expired(t testing.TB, id *Identity) tls.Certificate {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour)}
+	key := id.cert.PrivateKey.(crypto.Signer)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // A man in the middle has another key, and nothing goes in clear.
