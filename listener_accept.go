@@ -396,7 +396,7 @@ func (a *arrival) cutLocked(why RefusalReason) {
 	}
 }
 
-// turnAway refuses a transport without reading anything. A few peers at a time
+// turnAway refuses a transport without a handshake. A few peers at a time
 // are given the chance to see it: closing with their request unread would reset
 // the connection.
 func (l *WebSocketListener) turnAway(conn net.Conn, err error) {
@@ -417,8 +417,27 @@ func (l *WebSocketListener) turnAway(conn net.Conn, err error) {
 		}
 		r, cause := refusalOf(err)
 		l.logRefusal(func() string { return conn.RemoteAddr().String() }, r.status, cause)
-		linger(conn, r.response(), func() {})
+		linger(conn, l.coldAnswer(conn, r), func() {})
 	})
+}
+
+// alertBusy is a fatal alert, internal_error (RFC 8446 §6.2): what makes it impossible to
+// go on has nothing to do with the peer.
+var alertBusy = []byte{0x15, 3, 3, 0, 2, 2, 80}
+
+// coldAnswer is a refusal in the peer's language, which its first byte shows where the
+// port speaks TLS, too. The peer of a handshake that is not done can be told no more
+// than an alert.
+func (l *WebSocketListener) coldAnswer(conn net.Conn, r *refusal) []byte {
+	if l.tls == nil {
+		return r.response()
+	}
+	var first [1]byte
+	conn.SetReadDeadline(time.Now().Add(lingerTime))
+	if n, _ := conn.Read(first[:]); n > 0 && first[0] == recordHandshake {
+		return alertBusy
+	}
+	return r.response()
 }
 
 // lingerTime is how long a refused peer may take to read why.

@@ -1003,3 +1003,25 @@ func TestRequireTLS_Options(t *testing.T) {
 		t.Errorf("mounted: %v", err)
 	}
 }
+
+// Who is over a cap of its address is told so before any handshake: with an alert if it
+// speaks TLS, and in HTTP if not. Over MaxConnections the 503 comes inside TLS.
+func TestTLS_Refused(t *testing.T) {
+	l := listen(t, ListenConfig{TLSConfig: serverConfig(), MaxConnectionsPerIP: 1, OnConnection: echoing})
+	knockTLS(t, l, clientConfig(), upgrade).wantOpen()
+	_, err := tls.Dial("tcp", l.Addr().String(), clientConfig())
+	if alert, ok := errors.AsType[*net.OpError](err); !ok || alert.Op != "remote error" || !strings.Contains(err.Error(), "internal error") {
+		t.Errorf("%v", err)
+	}
+	if _, body := knock(t, l, upgrade).wantRefusal(503); !strings.Contains(body, "MaxConnectionsPerIP") {
+		t.Errorf("%q", body)
+	}
+	if n := l.Stats().RefusedFor[RefusedMaxConnectionsPerIP]; n != 2 {
+		t.Errorf("counted %d times", n)
+	}
+	full := listen(t, ListenConfig{TLSConfig: serverConfig(), MaxConnections: 1, OnConnection: echoing})
+	knockTLS(t, full, clientConfig(), upgrade).wantOpen()
+	if _, body := knockTLS(t, full, clientConfig(), upgrade).wantRefusal(503); !strings.Contains(body, "MaxConnections") {
+		t.Errorf("%q", body)
+	}
+}
