@@ -153,7 +153,7 @@ func (l *WebSocketListener) plainPage(h *head) error {
 		return errPlain
 	}
 	to := "https://" + string(host) + string(h.target)
-	return &refusal{http.StatusPermanentRedirect, http.Header{"Location": {to}}, "This page is at " + to}
+	return &rejection{&refusal{http.StatusPermanentRedirect, http.Header{"Location": {to}}, "This page is at " + to}, errPlain}
 }
 
 // refuseHead refuses the request whose head is in b, as far as that has come.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"maps"
-	"net/http"
 	"os"
 	"slices"
 
@@ -88,14 +87,13 @@ func reasonOf(err error) RefusalReason {
 	}
 	switch x := err.(type) {
 	case *refusal:
-		if x.status == http.StatusPermanentRedirect { // plainPage
-			return RefusedRequireTLS
-		}
 		return RefusedRequest
 	case *rejection:
 		switch {
 		case x.refusal == errAnswer:
 			return RefusedRespond
+		case x.cause == errPlain:
+			return RefusedRequireTLS
 		case isOriginError(x.cause):
 			return RefusedOrigin
 		}

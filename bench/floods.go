@@ -39,7 +39,8 @@ const (
 )
 
 // A flood is what each attacking connection sends: once, and then again and again. Those
-// that knock send first in place of the opening handshake, and then then a byte at a time.
+// that knock send first in place of the opening handshake, and behind it then, a byte at
+// a time.
 type flood struct {
 	name, title string
 	first, then []byte
@@ -88,8 +89,16 @@ func attack(name string, port int) error {
 	}
 	if f.knocks {
 		knock(f, port)
-		return nil
+	} else if err := send(f, port); err != nil {
+		return err
 	}
+	fmt.Println("ready")
+	io.Copy(io.Discard, os.Stdin) // until the other side is gone
+	return nil
+}
+
+// send has connections that are open send as f says.
+func send(f flood, port int) error {
 	batch := bytes.Repeat(f.then, 64*kib/max(len(f.then), 1)+1)
 	var conns []net.Conn
 	for range floodConns {
@@ -113,12 +122,11 @@ func attack(name string, port int) error {
 			}
 		}()
 	}
-	fmt.Println("ready")
-	io.Copy(io.Discard, os.Stdin) // until the other side is gone
 	return nil
 }
 
-// knock opens connections as f says, each again when it has been shut.
+// knock opens connections as f says, each again when it has been shut. It returns when
+// each has been tried once.
 func knock(f flood, port int) {
 	var once sync.WaitGroup
 	for i := range knocks {
@@ -149,8 +157,6 @@ func knock(f flood, port int) {
 		}()
 	}
 	once.Wait()
-	fmt.Println("ready")
-	io.Copy(io.Discard, os.Stdin) // until the other side is gone
 }
 
 // enter connects and does the opening handshake.

@@ -39,7 +39,7 @@ func main() {
 	out := flag.String("o", "", "write RESULTS.md and results.svg into this `directory`; unset: here if everything is measured, else nowhere")
 	list := flag.Bool("list", false, "list workloads and servers")
 	serve := flag.String("serve", "", "be the server of that `name` (for the command itself)")
-	flooding := flag.Bool("floods", false, "measure what a port bears: floods, silence, a full house, hostile inputs; about five minutes")
+	flooding := flag.Bool("floods", false, "measure what a port bears: floods, silence, a full house, hostile inputs; about six minutes")
 	flood := flag.String("flood", "", "flood the server on -port as that `name` says (for the command itself)")
 	port := flag.Int("port", 0, "with -flood")
 	crowd := flag.Int("crowd", 0, "be a listener with a cap of so many sockets, until SIGTERM (for the command itself)")

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -211,5 +210,5 @@ func (p *peer) write(ctx context.Context, c *peerws.WebSocket, b []byte) error {
 		}
 		b = b[k:]
 	}
-	return w.(io.Closer).Close()
+	return w.Close()
 }

@@ -42,7 +42,7 @@ type server struct {
 
 	mu       sync.Mutex
 	sessions map[int]*session
-	open     map[*peerws.WebSocket]bool // the value says nothing
+	open     map[*peerws.WebSocket]struct{}
 	faults   []error
 }
 
@@ -83,7 +83,7 @@ const (
 
 // runServer listens until ctx ends, with pauses, and then accounts for everything.
 func runServer(ctx context.Context, port int, seed uint64) error {
-	s := &server{seed: seed, sessions: map[int]*session{}, open: map[*peerws.WebSocket]bool{}}
+	s := &server{seed: seed, sessions: map[int]*session{}, open: map[*peerws.WebSocket]struct{}{}}
 	cfg := peerws.ListenConfig{
 		HandshakeTimeout: 2 * time.Second, PingInterval: 500 * time.Millisecond, PongTimeout: 2 * time.Second,
 		WriteTimeout: 2 * time.Second, CloseTimeout: time.Second, OnConnection: s.connection,
@@ -192,7 +192,7 @@ func (s *server) closed(c *peerws.WebSocket) {
 // connection begins with a socket: a peer's has its number in the path.
 func (s *server) connection(c *peerws.WebSocket) {
 	s.mu.Lock()
-	s.open[c] = true
+	s.open[c] = struct{}{}
 	s.mu.Unlock()
 	hear := func(m peerws.Message) { // of a vandal
 		if c.Send(m) != nil {
