@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -68,6 +69,17 @@ type peer struct {
 	fault error
 }
 
+// narrow connects with small buffers in the kernel, so that both ends have to queue.
+func narrow(ctx context.Context, network, addr string) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	c := conn.(*net.TCPConn)
+	return c, errors.Join(c.SetReadBuffer(4<<10), c.SetWriteBuffer(4<<10))
+}
+
 // window is how many messages of a peer may be without an acknowledgement.
 const window = 32
 
@@ -75,6 +87,9 @@ func (p *peer) run(ctx context.Context) error {
 	d := peerws.Dialer{
 		HandshakeTimeout: 3 * time.Second, PingInterval: 500 * time.Millisecond, PongTimeout: 2 * time.Second,
 		WriteTimeout: 2 * time.Second, CloseTimeout: time.Second,
+	}
+	if p.id%2 == 0 {
+		d.NetDial = narrow
 	}
 	for ctx.Err() == nil && p.fault == nil && (time.Now().Before(p.end) || p.acked < p.sent) {
 		c, err := d.Dial(ctx, fmt.Sprintf("ws://%s/peer/%d", p.addr, p.id))

@@ -24,10 +24,10 @@ func message(seed uint64, peer, n int) []byte {
 	rng := rand.New(rand.NewPCG(seed, uint64(uint32(peer))<<32|uint64(uint32(n))))
 	size := int(rng.ExpFloat64() * 500)
 	switch {
+	case rng.IntN(20) == 0:
+		size = rng.IntN(40 << 10)
 	case peer < 0:
 		size /= 8
-	case rng.IntN(100) == 0:
-		size = rng.IntN(40 << 10)
 	}
 	b := binary.BigEndian.AppendUint32(nil, uint32(n))
 	for len(b) < size {
