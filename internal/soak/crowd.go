@@ -48,7 +48,7 @@ func (c *crowd) run(ctx context.Context, addr string) error {
 		wg.Go(func() { c.vandal(ctx, addr, end, rng) })
 	}
 	wg.Wait()
-	fmt.Printf("sent %d messages, all acknowledged, over %d connections of %d peers; %d dials were in vain\n", c.sent.Load(), c.connections.Load(), c.peers, c.refused.Load())
+	fmt.Printf("sent %d messages that were acknowledged, over %d connections of %d peers; %d dials were in vain\n", c.sent.Load(), c.connections.Load(), c.peers, c.refused.Load())
 	for i, d := range deeds {
 		fmt.Printf("%s: %d times\n", d.name, c.deeds[i].Load())
 	}
