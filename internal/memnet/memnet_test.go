@@ -448,10 +448,22 @@ func TestAbort(t *testing.T) {
 			wantErr(t, "waiting Write", err, syscall.ECONNRESET)
 		})
 		synctest.Wait()
-		a.CloseWrite() // a half-closed connection can still be reset
+		a.Abort()
+		wg.Wait()
+	})
+	inBubble(t, 4, func(t *testing.T, a, b *Conn) { // a half-closed connection can still be reset
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			_, err := b.Write(make([]byte, 5))
+			wantErr(t, "waiting Write", err, syscall.ECONNRESET)
+		})
+		synctest.Wait()
+		a.CloseWrite()
 		wantEOF(t, b)
 		a.Abort()
 		wg.Wait()
+		_, err := b.Read(make([]byte, 4))
+		wantErr(t, "Read of a reset connection", err, syscall.ECONNRESET)
 	})
 }
 
